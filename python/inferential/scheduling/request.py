@@ -1,0 +1,106 @@
+"""What the engine works on: requests in, calls to replicas and outcomes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from inferential.types import Body, Buffer, Observation, Reason, Status
+
+INFINITY = float("inf")
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """An accepted observation on its way through the engine. Times are monotonic seconds."""
+
+    connection: bytes
+    """Key of the connection the answer goes to."""
+    observation: Observation
+    frames: Sequence[Buffer]
+    """The message as received: the envelope, then its payload frames (a direct replica gets exactly these)."""
+    size_bytes: int
+    arrival: float
+    # set by the engine
+    expiry: float = INFINITY
+    dry_at: float | None = None
+    key: float = 0.0
+    dispatched_at: float = 0.0
+    attempt: int = 0
+    tried: tuple[str, ...] = ()
+    """Replicas on which it failed."""
+    done: bool = False
+    """Whether its one outcome has been decided."""
+    sequence: int = 0
+    """Order of arrival in this engine; breaks ties."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One place where calls of a model can run."""
+
+    id: str
+    model: str
+    slots: int
+    """Calls it takes at the same time (its credits for this server)."""
+    max_batch_size: int = 1
+    path: str = "local"
+    """direct, handle or local."""
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """Requests that run together on one replica."""
+
+    id: int
+    model: str
+    replica: Replica
+    requests: list[Request]
+    started_at: float
+    deadline: float
+    """When the engine gives the call up (monotonic seconds)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ItemError:
+    """One request of a call failed, the others did not."""
+
+    message: str
+    retryable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CallResult:
+    """What a replica answered: one item for each request of the call, in order."""
+
+    items: Sequence[Body | ItemError]
+    inference_s: float
+    """The model's execution alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallError:
+    """A call failed as a whole."""
+
+    message: str
+    retryable: bool = True
+    """Whether another replica may do better (it died, or the link to it did)."""
+    unavailable: bool = False
+    """UNAVAILABLE rather than MODEL_ERROR, where no retry follows."""
+
+
+@dataclass(slots=True, eq=False)
+class Outcome:
+    """The one terminal outcome of a request."""
+
+    request: Request
+    status: Status
+    reason: Reason = Reason.NONE
+    error: str = ""
+    retry_after_ms: float = 0.0
+    phase_shift_ms: float = 0.0
+    body: Body | None = None
+    queue_ms: float = 0.0
+    inference_ms: float = 0.0
+    batch_size: int = 0
+    replica: str = ""

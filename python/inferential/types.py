@@ -1,0 +1,137 @@
+"""Values that all parts of the package share. No I/O, no clock, nothing beyond the standard library."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+PROTOCOL_VERSION = 2
+
+Buffer: TypeAlias = Any  # anything with the buffer protocol: bytes, memoryview, numpy array, zmq.Frame
+"""One payload frame."""
+
+
+class DType(enum.IntEnum):
+    """Element types of the wire (docs/protocol.md, section 2)."""
+
+    FLOAT16 = 1
+    FLOAT32 = 2
+    FLOAT64 = 3
+    BFLOAT16 = 4
+    UINT8 = 5
+    INT32 = 6
+    INT64 = 7
+    BOOL = 8
+    UINT16 = 101
+    INT8 = 102
+    INT16 = 103
+    UINT32 = 104
+    UINT64 = 105
+    FLOAT8_E4M3FN = 106
+    FLOAT8_E5M2 = 107
+
+
+class Encoding(enum.IntEnum):
+    """How a tensor's bytes are to be read."""
+
+    RAW = 1
+    JPEG = 2
+    PNG = 3
+
+
+class Kind(enum.IntEnum):
+    """What an observation asks for."""
+
+    OBSERVE = 0
+    PING = 1
+    CANCEL = 2
+
+
+class Status(enum.IntEnum):
+    """How a request ended. Up to 1000: the server's word; above: known only to the SDK (never on the wire)."""
+
+    OK = 0
+    INVALID_OBSERVATION = 1
+    UNKNOWN_MODEL = 2
+    REJECTED = 3
+    EXPIRED = 4
+    SUPERSEDED = 5
+    MODEL_ERROR = 6
+    UNAVAILABLE = 7
+    SHUTTING_DOWN = 8
+    UNAUTHENTICATED = 9
+    CANCELLED = 10
+    TIMED_OUT = 1001
+    LINK_LOST = 1002
+    NOT_SENT = 1003
+
+
+class Reason(enum.IntEnum):
+    """Finer than Status."""
+
+    NONE = 0
+    QUEUE_FULL = 1
+    CANNOT_MEET_DEADLINE = 2
+    OVER_SHARE = 3
+    TOO_LARGE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Where one tensor lies in the payload and how to read it; validated against its frame."""
+
+    key: str
+    dtype: DType
+    shape: tuple[int, ...]
+    byte_offset: int
+    byte_length: int
+    timestamp_ns: int = 0
+    encoding: Encoding = Encoding.RAW
+    frame: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """A validated observation envelope. Field meanings and units: docs/protocol.md, section 3."""
+
+    client_id: str
+    client_type: str
+    model_id: str
+    request_id: int = 0
+    timestamp_ns: int = 0
+    urgency: float = 0.0
+    priority: int = 0
+    steps_remaining: int | None = None
+    step_ms: float = 0.0
+    latency_budget_ms: float = 0.0
+    kind: Kind = Kind.OBSERVE
+    latest_only: bool = False
+    slot: str = ""
+    tensors: tuple[TensorSpec, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_v1(self) -> bool:
+        """Whether it comes from a client that knows no request ids (it gets OK replies only)."""
+        return self.request_id == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A model's result on its way out: a serialised ModelResponse that holds only tensors and metadata, and its payload frames."""
+
+    envelope: bytes
+    frames: Sequence[Buffer]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where the time went, in ms on the server's clock."""
+
+    queue_ms: float = 0.0
+    inference_ms: float = 0.0
+    server_ms: float = 0.0
+    batch_size: int = 0
+    replica: str = ""

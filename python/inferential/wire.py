@@ -1,0 +1,505 @@
+"""Messages to bytes and back (docs/protocol.md, sections 2 to 4). The only module that imports the generated code.
+
+Everything that comes from outside is checked here, before anything else sees it. Functions are pure and thread-safe.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.message import DecodeError
+
+from inferential._proto.inferential.v1 import inferential_pb2 as pb
+from inferential.errors import MissingDependencyError, ModelError, ObservationError, WireError
+from inferential.types import (
+    PROTOCOL_VERSION,
+    Body,
+    Buffer,
+    DType,
+    Encoding,
+    Kind,
+    Observation,
+    Reason,
+    Status,
+    TensorSpec,
+    Timing,
+)
+
+Array = npt.NDArray[Any]
+
+ALIGNMENT_BYTES = 8
+LARGE_TENSOR_BYTES = 65_536  # from here on a tensor travels as a frame of its own, uncopied, where the peer can take it
+MAX_DIMENSIONS = 32
+MAX_TENSORS = 256
+MAX_NAME_BYTES = 256
+MAX_PRIORITY = 1000
+MAX_IMAGE_SIDE = 16_384
+
+_NUMPY_NAMES = {
+    DType.FLOAT16: "float16",
+    DType.FLOAT32: "float32",
+    DType.FLOAT64: "float64",
+    DType.UINT8: "uint8",
+    DType.INT32: "int32",
+    DType.INT64: "int64",
+    DType.BOOL: "bool",
+    DType.UINT16: "uint16",
+    DType.INT8: "int8",
+    DType.INT16: "int16",
+    DType.UINT32: "uint32",
+    DType.UINT64: "uint64",
+}
+_ML_NAMES = {DType.BFLOAT16: "bfloat16", DType.FLOAT8_E4M3FN: "float8_e4m3fn", DType.FLOAT8_E5M2: "float8_e5m2"}
+_ITEMSIZE: dict[int, int] = {d: np.dtype(n).itemsize for d, n in _NUMPY_NAMES.items()} | {
+    DType.BFLOAT16: 2,
+    DType.FLOAT8_E4M3FN: 1,
+    DType.FLOAT8_E5M2: 1,
+}
+_NUMPY: dict[int, np.dtype[Any]] = {d: np.dtype(n).newbyteorder("<") for d, n in _NUMPY_NAMES.items()}
+_BY_NAME = {n: d for d, n in (_NUMPY_NAMES | _ML_NAMES).items()}
+_DTYPES: dict[int, DType] = {int(d): d for d in DType}
+_ENCODINGS = {0: Encoding.RAW, 1: Encoding.RAW, 2: Encoding.JPEG, 3: Encoding.PNG}
+_KINDS = {0: Kind.OBSERVE, 1: Kind.PING, 2: Kind.CANCEL}
+
+
+def itemsize(dtype: DType) -> int:
+    """Bytes of one element."""
+    return _ITEMSIZE[dtype]
+
+
+def numpy_dtype(dtype: DType) -> np.dtype[Any]:
+    """The numpy type for a wire type.
+
+    Raises:
+        MissingDependencyError: bfloat16 and float8 need the package ml-dtypes.
+    """
+    found = _NUMPY.get(dtype)
+    if found is None:
+        try:
+            import ml_dtypes
+        except ImportError:
+            raise MissingDependencyError(
+                f"{DType(dtype).name} arrays need ml-dtypes: pip install 'inferential[dtypes]'"
+            ) from None
+        found = _NUMPY[dtype] = np.dtype(getattr(ml_dtypes, _ML_NAMES[dtype]))
+    return found
+
+
+@functools.lru_cache(maxsize=64)
+def wire_dtype(dtype: np.dtype[Any]) -> DType | None:
+    """The wire type for a numpy type, None where there is none."""
+    return _BY_NAME.get(dtype.name)
+
+
+# --- tensors ---------------------------------------------------------------------------------------------------------
+
+
+def _check_tensors(tensors: Iterable[Any], frame_sizes: Sequence[int], request_id: int) -> tuple[TensorSpec, ...]:
+    """The checks of docs/protocol.md section 2, in its order."""
+    specs: list[TensorSpec] = []
+    seen: set[str] = set()
+    for t in tensors:
+        key, number, length, offset, frame = t.key, t.dtype, t.byte_length, t.byte_offset, t.frame
+        shape = tuple(t.shape)
+
+        def bad(what: str, key: str = key) -> WireError:
+            return WireError(f"tensor {key!r}", what, request_id)
+
+        if not key:
+            raise bad("has no key")
+        if key in seen:
+            raise bad("key is used twice")
+        seen.add(key)
+        dtype = _DTYPES.get(number)
+        if dtype is None:
+            raise bad(f"dtype {number} is unknown")
+        encoding = _ENCODINGS.get(t.encoding)
+        if encoding is None:
+            raise bad(f"encoding {t.encoding} is unknown")
+        if frame >= len(frame_sizes):
+            raise bad(f"frame {frame}, but the message has {len(frame_sizes)} payload frames")
+        size = frame_sizes[frame]
+        # Python integers don't overflow: the sum is exact.
+        if offset + length > size:
+            raise bad(f"byte_offset {offset} + byte_length {length} is past the end of its frame of {size} bytes")
+        if len(shape) > MAX_DIMENSIONS:
+            raise bad(f"shape has {len(shape)} dimensions, at most {MAX_DIMENSIONS} are allowed")
+        if any(n < 0 for n in shape):
+            raise bad(f"shape {list(shape)} has a negative dimension")
+        if encoding is Encoding.RAW:
+            need = math.prod(shape) * _ITEMSIZE[dtype]
+            if need != length:
+                raise bad(f"shape {list(shape)} of {dtype.name} needs {need} bytes, byte_length is {length}")
+        elif dtype is not DType.UINT8:
+            raise bad(f"{encoding.name} images are UINT8, not {dtype.name}")
+        elif len(shape) != 3 or shape[2] not in (1, 3, 4) or not all(1 <= n <= MAX_IMAGE_SIDE for n in shape):
+            raise bad(
+                f"an image's shape is (height, width, channels) with sides up to {MAX_IMAGE_SIDE} "
+                f"and 1, 3 or 4 channels, not {list(shape)}"
+            )
+        elif length == 0:
+            raise bad("an image of 0 bytes")
+        specs.append(TensorSpec(key, dtype, shape, offset, length, t.timestamp_ns, encoding, frame))
+    return tuple(specs)
+
+
+def tensor_bytes(spec: TensorSpec, frames: Sequence[Buffer]) -> memoryview:
+    """The tensor's bytes, a view of its frame."""
+    return memoryview(frames[spec.frame])[spec.byte_offset : spec.byte_offset + spec.byte_length]
+
+
+def tensor_array(spec: TensorSpec, frames: Sequence[Buffer]) -> Array:
+    """A RAW tensor as a read-only array: a view of its frame, a copy only where it lies misaligned for its type.
+
+    Raises:
+        MissingDependencyError: see numpy_dtype.
+    """
+    dtype = numpy_dtype(spec.dtype)
+    array: Array = np.frombuffer(frames[spec.frame], np.uint8, spec.byte_length, spec.byte_offset)
+    if spec.dtype is DType.BOOL:
+        # Any byte but 0 is true; numpy needs exactly 0 or 1.
+        array = array != 0
+    elif array.ctypes.data % dtype.alignment if array.size else False:
+        array = array.copy().view(dtype)
+    else:
+        array = array.view(dtype)
+    array = array.reshape(spec.shape)
+    array.flags.writeable = False
+    return array
+
+
+@dataclass(slots=True)
+class Packed:
+    """Tensors laid out for sending: Tensor fields for the envelope, and the payload frames."""
+
+    tensors: list[dict[str, Any]] = field(default_factory=list)
+    frames: list[Buffer] = field(default_factory=list)
+
+
+def as_wire_array(key: str, value: Any) -> tuple[Array, DType]:
+    """`value` as a C-contiguous little-endian array of a wire type.
+
+    Raises:
+        ObservationError: it is no array, or its type has no place on the wire.
+    """
+    array = np.asarray(value)
+    dtype = wire_dtype(array.dtype)
+    if dtype is None:
+        known = ", ".join(sorted(_BY_NAME))
+        raise ObservationError(f"tensor {key!r} has dtype {array.dtype}, which the wire does not have; use one of {known}")
+    if array.dtype.byteorder == ">":
+        array = array.astype(array.dtype.newbyteorder("<"))
+    # ascontiguousarray would make a scalar one-dimensional
+    return (array if array.flags.c_contiguous else array.copy(order="C")), dtype
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """Bytes of a JPEG or PNG image and the shape (height, width, channels) it decodes to."""
+
+    data: bytes
+    shape: tuple[int, int, int]
+    encoding: Encoding
+
+
+def pack_tensors(tensors: Mapping[str, Any], *, several_frames: bool, timestamps_ns: Mapping[str, int] | None = None) -> Packed:
+    """Lays tensors out in payload frames.
+
+    A single tensor, and with `several_frames` every tensor of LARGE_TENSOR_BYTES or more, is sent from its own memory; the rest is
+    joined in the first frame, each tensor aligned to 8 bytes.
+
+    Args:
+        tensors: name -> array (anything np.asarray takes) or EncodedImage.
+        several_frames: whether the peer reads more than one payload frame.
+        timestamps_ns: when each was measured, wall clock.
+
+    Raises:
+        ObservationError: a value that is no tensor.
+    """
+    packed = Packed()
+    small: list[tuple[int, Buffer]] = []
+    end = 0
+    for key, value in tensors.items():
+        if not key:
+            raise ObservationError("a tensor's name must not be empty")
+        encoding = Encoding.RAW
+        data: Buffer
+        if isinstance(value, EncodedImage):
+            encoding, dtype, shape, data, size = value.encoding, DType.UINT8, value.shape, value.data, len(value.data)
+        else:
+            array, dtype = as_wire_array(key, value)
+            # The flat uint8 view works for types that have no buffer protocol of their own (bfloat16).
+            shape, size, data = array.shape, array.nbytes, array.reshape(-1).view(np.uint8) if array.size else b""
+        entry: dict[str, Any] = {"key": key, "dtype": int(dtype), "shape": shape, "byte_length": size, "encoding": int(encoding)}
+        if timestamps_ns and key in timestamps_ns:
+            entry["timestamp_ns"] = timestamps_ns[key]
+        if len(tensors) == 1:
+            packed.frames.append(data)
+        elif several_frames and size >= LARGE_TENSOR_BYTES:
+            entry["frame"] = -1  # numbered below: the first frame belongs to the joined ones
+            packed.frames.append(data)
+        else:
+            offset = -(-end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+            entry["byte_offset"] = offset
+            small.append((offset, data))
+            end = offset + size
+        packed.tensors.append(entry)
+    if len(tensors) == 1:
+        return packed
+    number = 1 if small else 0
+    for entry in packed.tensors:
+        if entry.get("frame") == -1:
+            entry["frame"] = number
+            number += 1
+    if small:
+        joined = bytearray(end)
+        for offset, data in small:
+            joined[offset : offset + len(data)] = data
+        packed.frames.insert(0, joined)
+    elif not packed.frames:
+        packed.frames.append(b"")
+    return packed
+
+
+# --- observations ----------------------------------------------------------------------------------------------------
+
+
+def parse_observation(envelope: Buffer, frame_sizes: Sequence[int]) -> Observation:
+    """Decodes and checks an observation envelope.
+
+    Args:
+        envelope: the second frame of the message.
+        frame_sizes: size of each payload frame in bytes.
+
+    Raises:
+        WireError: it does not parse, or a field is wrong; `request_id` is set where it could be read.
+    """
+    try:
+        m = pb.Observation.FromString(envelope)
+    except DecodeError:
+        raise WireError("envelope", "is not a protobuf Observation") from None
+    request_id = m.request_id
+    client = m.client
+    kind = _KINDS.get(m.kind)
+
+    def bad(name: str, what: str) -> WireError:
+        return WireError(name, what, request_id)
+
+    if kind is None:
+        raise bad("kind", f"{m.kind} is unknown")
+    if kind is not Kind.OBSERVE and not request_id:
+        raise bad("request_id", f"must be given with {kind.name}")
+    if not client.id:
+        raise bad("client", "id is missing")
+    if len(client.id) > MAX_NAME_BYTES or len(client.type) > MAX_NAME_BYTES:
+        raise bad("client", f"id and type may have {MAX_NAME_BYTES} bytes each")
+    if kind is Kind.OBSERVE and not m.model_id:
+        raise bad("model_id", "is missing")
+    if len(m.model_id) > MAX_NAME_BYTES:
+        raise bad("model_id", f"has more than {MAX_NAME_BYTES} bytes")
+    if len(m.slot) > MAX_NAME_BYTES:
+        raise bad("slot", f"has more than {MAX_NAME_BYTES} bytes")
+    urgency = m.urgency
+    if not 0.0 <= urgency <= 1.0:  # NaN too
+        raise bad("urgency", f"is {urgency}, must be 0..1")
+    if m.priority > MAX_PRIORITY:
+        raise bad("priority", f"is {m.priority}, must be 0..{MAX_PRIORITY}")
+    budget, step = m.latency_budget_ms, m.step_ms
+    if not 0.0 <= budget < math.inf:
+        raise bad("latency_budget_ms", f"is {budget}, must be 0 or a positive number of milliseconds")
+    if not 0.0 <= step < math.inf:
+        raise bad("step_ms", f"is {step}, must be 0 or a positive number of milliseconds")
+    if len(m.tensors) > MAX_TENSORS:
+        raise bad("tensors", f"{len(m.tensors)} of them, at most {MAX_TENSORS} are allowed")
+    tensors = _check_tensors(m.tensors, frame_sizes, request_id)
+    metadata = dict(m.metadata)
+    if metadata:
+        for spec in tensors:
+            if spec.key in metadata:
+                raise bad(f"metadata {spec.key!r}", "has the name of a tensor")
+    return Observation(
+        client.id,
+        client.type,
+        m.model_id,
+        request_id,
+        m.timestamp_ns,
+        urgency,
+        m.priority,
+        m.steps_remaining if m.HasField("steps_remaining") else None,
+        step,
+        budget,
+        kind,
+        m.latest_only,
+        m.slot,
+        tensors,
+        metadata,
+    )
+
+
+def encode_observation(observation: Observation, packed: Packed | None = None) -> bytes:
+    """The envelope. Tensors are those of `packed`; `observation.tensors` is not read."""
+    o = observation
+    m = pb.Observation(
+        timestamp_ns=o.timestamp_ns,
+        urgency=o.urgency,
+        model_id=o.model_id,
+        priority=o.priority,
+        request_id=o.request_id,
+        latency_budget_ms=o.latency_budget_ms,
+        step_ms=o.step_ms,
+        kind=int(o.kind),
+        latest_only=o.latest_only,
+        slot=o.slot,
+    )
+    m.client.id = o.client_id
+    m.client.type = o.client_type
+    if o.steps_remaining is not None:
+        m.steps_remaining = o.steps_remaining
+    if o.metadata:
+        m.metadata.update(o.metadata)
+    if packed is not None:
+        add = m.tensors.add
+        for entry in packed.tensors:
+            add(**entry)
+    return m.SerializeToString()
+
+
+# --- responses -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A validated ModelResponse with its payload frames. `status` and `reason` unknown here stay plain numbers."""
+
+    model_id: str
+    request_id: int
+    status: int
+    reason: int
+    error: str
+    retry_after_ms: float
+    timing: Timing
+    timestamp_ns: int
+    observation_timestamp_ns: int
+    phase_shift_ms: float
+    protocol_version: int
+    response_id: str
+    metadata: Mapping[str, str]
+    tensors: tuple[TensorSpec, ...]
+    frames: Sequence[Buffer]
+
+
+def parse_response(envelope: Buffer, frames: Sequence[Buffer]) -> Response:
+    """Decodes and checks a reply.
+
+    Raises:
+        WireError: it does not parse or a tensor is wrong; `request_id` is set where it could be read.
+    """
+    try:
+        m = pb.ModelResponse.FromString(envelope)
+    except DecodeError:
+        raise WireError("envelope", "is not a protobuf ModelResponse") from None
+    tensors = _check_tensors(m.tensors, [memoryview(f).nbytes for f in frames], m.request_id) if m.tensors else ()
+    t = m.timing
+    return Response(
+        m.model_id,
+        m.request_id,
+        m.status,
+        m.reason,
+        m.error,
+        m.retry_after_ms,
+        Timing(t.queue_ms, t.inference_ms or m.inference_latency_ms, t.server_ms, t.batch_size, t.replica),
+        m.timestamp_ns,
+        m.observation_timestamp_ns,
+        m.phase_shift_ms,
+        m.protocol_version,
+        m.response_id,
+        dict(m.metadata),
+        tensors,
+        frames,
+    )
+
+
+def encode_body(result: Any, *, several_frames: bool) -> Body:
+    """A model's result (docs/protocol.md, section 4): a mapping of arrays and strings, or a bare array.
+
+    Raises:
+        ModelError: it is neither, or holds what has no place on the wire; the message names the entry.
+    """
+    if not isinstance(result, Mapping):
+        result = {"actions": result}
+    arrays: dict[str, Any] = {}
+    strings: dict[str, str] = {}
+    for key, value in result.items():
+        if not isinstance(key, str) or not key:
+            raise ModelError(f"the model returned the key {key!r}; keys are non-empty strings")
+        if isinstance(value, str):
+            strings[key] = value
+        else:
+            arrays[key] = value
+    try:
+        packed = pack_tensors(arrays, several_frames=several_frames)
+    except (ObservationError, ValueError, TypeError) as e:
+        raise ModelError(f"the model returned what is no result: {e}") from None
+    m = pb.ModelResponse()
+    for entry in packed.tensors:
+        m.tensors.add(**entry)
+    if strings:
+        m.metadata.update(strings)
+    return Body(m.SerializeToString(), packed.frames)
+
+
+def encode_response(
+    *,
+    client_id: str,
+    client_type: str,
+    model_id: str,
+    response_id: str,
+    timestamp_ns: int,
+    request_id: int,
+    observation_timestamp_ns: int,
+    body: Body | None = None,
+    status: Status = Status.OK,
+    reason: Reason = Reason.NONE,
+    error: str = "",
+    retry_after_ms: float = 0.0,
+    phase_shift_ms: float = 0.0,
+    timing: Timing | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> list[Buffer]:
+    """The frames of a reply, from the empty one on; without request_id (a v1 client) nothing of v2 is written.
+
+    The body's bytes are appended to the header's: concatenated protobuf messages of one type read as one message.
+    """
+    m = pb.ModelResponse(response_id=response_id, timestamp_ns=timestamp_ns, model_id=model_id)
+    m.client.id = client_id
+    m.client.type = client_type
+    if timing is not None:
+        m.inference_latency_ms = timing.inference_ms
+    if metadata:
+        m.metadata.update(metadata)
+    if request_id:
+        m.request_id = request_id
+        m.observation_timestamp_ns = observation_timestamp_ns
+        m.protocol_version = PROTOCOL_VERSION
+        if status:
+            m.status = int(status)
+            m.reason = int(reason)
+            m.error = error
+        if retry_after_ms:
+            m.retry_after_ms = retry_after_ms
+        if phase_shift_ms:
+            m.phase_shift_ms = phase_shift_ms
+        if timing is not None:
+            t = m.timing
+            t.queue_ms, t.inference_ms, t.server_ms = timing.queue_ms, timing.inference_ms, timing.server_ms
+            t.batch_size, t.replica = timing.batch_size, timing.replica
+    header = m.SerializeToString()
+    if body is None:
+        return [b"", header, b""]
+    return [b"", header + body.envelope, *(body.frames or (b"",))]
