@@ -1,0 +1,51 @@
+# Everything is kept outside the tree, under INFERENTIAL_CACHE (~/.cache/inferential by default).
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+export INFERENTIAL_CACHE ?= $(HOME)/.cache/inferential
+export RAY_USAGE_STATS_ENABLED := 0
+VENV := $(INFERENTIAL_CACHE)/venv
+PY := $(VENV)/bin/python
+
+##@ Use
+.PHONY: help
+help: ## This list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: setup-demo ## A fleet of cart-poles, balanced through the server (ARGS="--mujoco --robots 4 --seconds 10")
+	@$(PY) python/examples/fleet_demo $(ARGS)
+
+##@ Set-up (the other targets call what they need; each is quick when there is nothing to do)
+.PHONY: setup setup-demo setup-python setup-proto setup-peer
+setup: setup-python setup-proto setup-peer ## Everything below
+setup-demo: ## Python with what the demo needs
+	@scripts/setup-python.sh demo
+setup-python: ## Python with what tests and checks need
+	@scripts/setup-python.sh dev
+setup-proto: ## The schema compiler
+	@scripts/setup-protoc.sh
+setup-peer: ## The released 1.4.0, for interoperation tests and benchmarks
+	@scripts/setup-peer.sh
+
+##@ Checks
+.PHONY: test lint proto check-proto check-version test-all
+test: setup-python setup-peer ## Python tests (ARGS="-k name")
+	@cd python && $(PY) -m pytest $(ARGS)
+lint: setup-python ## Style and types
+	@cd python && $(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+proto: setup-proto ## Generates the Python code of the schema anew
+	@scripts/proto.sh
+check-proto: setup-proto ## Fails where generated code or a copy of the schema is behind proto/
+	@scripts/proto.sh --check
+check-version: ## Fails where a package's version differs from VERSION
+	@scripts/check-version.sh
+test-all: ## All of the above and every language, one after another
+	@python3 scripts/test_all.py
+
+##@ Tidying
+.PHONY: clean
+clean: ## Removes what tools left in the tree (not the cache)
+	@git clean -fdXq -- python proto docs scripts
