@@ -93,6 +93,15 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """Bytes of a JPEG or PNG image and the shape (height, width, channels) it decodes to."""
+
+    data: bytes
+    shape: tuple[int, int, int]
+    encoding: Encoding
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
     """A validated observation envelope. Field meanings and units: docs/protocol.md, section 3."""
 
@@ -120,7 +129,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A model's result on its way out: a serialised ModelResponse that holds only tensors and metadata, and its payload frames."""
+    """A model's result on its way out: a serialised ModelResponse of tensors and metadata alone, and its payload frames."""
 
     envelope: bytes
     frames: Sequence[Buffer]

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
+from inferential import images
 from inferential._proto.inferential.v1 import inferential_pb2 as pb
 from inferential.errors import MissingDependencyError, ModelError, ObservationError, WireError
 from inferential.types import (
@@ -22,6 +23,7 @@ from inferential.types import (
     Body,
     Buffer,
     DType,
+    EncodedImage,
     Encoding,
     Kind,
     Observation,
@@ -56,7 +58,8 @@ _NUMPY_NAMES = {
     DType.UINT64: "uint64",
 }
 _ML_NAMES = {DType.BFLOAT16: "bfloat16", DType.FLOAT8_E4M3FN: "float8_e4m3fn", DType.FLOAT8_E5M2: "float8_e5m2"}
-_ITEMSIZE: dict[int, int] = {d: np.dtype(n).itemsize for d, n in _NUMPY_NAMES.items()} | {
+_ITEMSIZE: dict[int, int] = {
+    **{d: np.dtype(n).itemsize for d, n in _NUMPY_NAMES.items()},
     DType.BFLOAT16: 2,
     DType.FLOAT8_E4M3FN: 1,
     DType.FLOAT8_E5M2: 1,
@@ -174,6 +177,26 @@ def tensor_array(spec: TensorSpec, frames: Sequence[Buffer]) -> Array:
     return array
 
 
+def observation_arrays(observation: Observation, frames: Sequence[Buffer]) -> dict[str, Any]:
+    """What a model gets: every tensor as a read-only array (images decoded), and the metadata strings.
+
+    Args:
+        observation: as parse_observation gave it.
+        frames: the payload frames, without the envelope.
+
+    Raises:
+        WireError: an image is broken; names the tensor.
+        MissingDependencyError: a codec or dtype package is not installed.
+    """
+    arrays: dict[str, Any] = dict(observation.metadata)
+    for spec in observation.tensors:
+        if spec.encoding is Encoding.RAW:
+            arrays[spec.key] = tensor_array(spec, frames)
+        else:
+            arrays[spec.key] = images.decode(spec, frames)
+    return arrays
+
+
 @dataclass(slots=True)
 class Packed:
     """Tensors laid out for sending: Tensor fields for the envelope, and the payload frames."""
@@ -192,27 +215,22 @@ def as_wire_array(key: str, value: Any) -> tuple[Array, DType]:
     dtype = wire_dtype(array.dtype)
     if dtype is None:
         known = ", ".join(sorted(_BY_NAME))
-        raise ObservationError(f"tensor {key!r} has dtype {array.dtype}, which the wire does not have; use one of {known}")
+        raise ObservationError(
+            f"tensor {key!r} has dtype {array.dtype}, which the wire does not have; use one of {known}"
+        )
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
     # ascontiguousarray would make a scalar one-dimensional
     return (array if array.flags.c_contiguous else array.copy(order="C")), dtype
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedImage:
-    """Bytes of a JPEG or PNG image and the shape (height, width, channels) it decodes to."""
-
-    data: bytes
-    shape: tuple[int, int, int]
-    encoding: Encoding
-
-
-def pack_tensors(tensors: Mapping[str, Any], *, several_frames: bool, timestamps_ns: Mapping[str, int] | None = None) -> Packed:
+def pack_tensors(
+    tensors: Mapping[str, Any], *, several_frames: bool, timestamps_ns: Mapping[str, int] | None = None
+) -> Packed:
     """Lays tensors out in payload frames.
 
-    A single tensor, and with `several_frames` every tensor of LARGE_TENSOR_BYTES or more, is sent from its own memory; the rest is
-    joined in the first frame, each tensor aligned to 8 bytes.
+    A single tensor, and with `several_frames` every tensor of LARGE_TENSOR_BYTES or more, is sent from its own memory;
+    the rest is joined in the first frame, each tensor aligned to 8 bytes.
 
     Args:
         tensors: name -> array (anything np.asarray takes) or EncodedImage.
@@ -236,7 +254,13 @@ def pack_tensors(tensors: Mapping[str, Any], *, several_frames: bool, timestamps
             array, dtype = as_wire_array(key, value)
             # The flat uint8 view works for types that have no buffer protocol of their own (bfloat16).
             shape, size, data = array.shape, array.nbytes, array.reshape(-1).view(np.uint8) if array.size else b""
-        entry: dict[str, Any] = {"key": key, "dtype": int(dtype), "shape": shape, "byte_length": size, "encoding": int(encoding)}
+        entry: dict[str, Any] = {
+            "key": key,
+            "dtype": int(dtype),
+            "shape": shape,
+            "byte_length": size,
+            "encoding": int(encoding),
+        }
         if timestamps_ns and key in timestamps_ns:
             entry["timestamp_ns"] = timestamps_ns[key]
         if len(tensors) == 1:
@@ -353,7 +377,7 @@ def encode_observation(observation: Observation, packed: Packed | None = None) -
         request_id=o.request_id,
         latency_budget_ms=o.latency_budget_ms,
         step_ms=o.step_ms,
-        kind=int(o.kind),
+        kind=int(o.kind),  # type: ignore[arg-type]
         latest_only=o.latest_only,
         slot=o.slot,
     )
@@ -451,7 +475,9 @@ def encode_body(result: Any, *, several_frames: bool) -> Body:
         m.tensors.add(**entry)
     if strings:
         m.metadata.update(strings)
-    return Body(m.SerializeToString(), packed.frames)
+    # A model may write to its small arrays again before they are sent; copying them costs nothing.
+    frames = [f if len(f) >= LARGE_TENSOR_BYTES else bytes(f) for f in packed.frames]
+    return Body(m.SerializeToString(), frames)
 
 
 def encode_response(
@@ -488,8 +514,8 @@ def encode_response(
         m.observation_timestamp_ns = observation_timestamp_ns
         m.protocol_version = PROTOCOL_VERSION
         if status:
-            m.status = int(status)
-            m.reason = int(reason)
+            m.status = int(status)  # type: ignore[assignment]
+            m.reason = int(reason)  # type: ignore[assignment]
             m.error = error
         if retry_after_ms:
             m.retry_after_ms = retry_after_ms

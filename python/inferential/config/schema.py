@@ -36,7 +36,7 @@ class PipelineDispatchConfig(Settings):
     """Which slots calls take."""
 
     enabled: bool = False
-    """False: calls of all models share `max_concurrent_dispatch` slots. True: each model has `max_inflight` slots of its own."""
+    """False: calls of all models share `max_concurrent_dispatch` slots. True: each model has `max_inflight` of its own."""
 
 
 class SchedulingConfig(Settings):
@@ -109,7 +109,7 @@ class RayConfig(Settings):
     enabled: bool = True
     """False: no Ray; models must be local callables."""
     address: str | None = None
-    """None: join a running cluster (RAY_ADDRESS, or one on this machine), else start Ray embedded. `local`: always embedded."""
+    """None: join a running cluster (RAY_ADDRESS, or one on this machine), else start one. `local`: always start one."""
     namespace: str = "serve"
     num_cpus: Count | None = None
     """Logical CPUs of an embedded Ray."""
