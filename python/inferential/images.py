@@ -84,7 +84,7 @@ def check_header(spec: TensorSpec, frames: Sequence[Buffer]) -> None:
     try:
         found = shape_in_header(data, spec.encoding)
     except ValueError as e:
-        raise WireError(f"tensor {spec.key!r}", str(e)) from None
+        raise WireError(f"tensor {spec.key!r}", f"encoding is {spec.encoding.name}, but it {e}") from None
     if found != spec.shape:
         raise WireError(
             f"tensor {spec.key!r}",

@@ -38,9 +38,9 @@ Array = npt.NDArray[Any]
 ALIGNMENT_BYTES = 8
 LARGE_TENSOR_BYTES = 65_536  # from here on a tensor travels as a frame of its own, uncopied, where the peer can take it
 MAX_DIMENSIONS = 32
+MAX_ARRAY_BYTES = 2**63 - 1
 MAX_TENSORS = 256
 MAX_NAME_BYTES = 256
-MAX_PRIORITY = 1000
 MAX_IMAGE_SIDE = 16_384
 
 _NUMPY_NAMES = {
@@ -135,19 +135,21 @@ def _check_tensors(tensors: Iterable[Any], frame_sizes: Sequence[int], request_i
             raise bad(f"shape has {len(shape)} dimensions, at most {MAX_DIMENSIONS} are allowed")
         if any(n < 0 for n in shape):
             raise bad(f"shape {list(shape)} has a negative dimension")
+        if 0 in shape and math.prod(n for n in shape if n) * _ITEMSIZE[dtype] > MAX_ARRAY_BYTES:
+            raise bad(f"shape {list(shape)} is larger than any array can be")
         if encoding is Encoding.RAW:
             need = math.prod(shape) * _ITEMSIZE[dtype]
             if need != length:
                 raise bad(f"shape {list(shape)} of {dtype.name} needs {need} bytes, byte_length is {length}")
         elif dtype is not DType.UINT8:
-            raise bad(f"{encoding.name} images are UINT8, not {dtype.name}")
+            raise bad(f"dtype of a {encoding.name} image is UINT8, not {dtype.name}")
         elif len(shape) != 3 or shape[2] not in (1, 3, 4) or not all(1 <= n <= MAX_IMAGE_SIDE for n in shape):
             raise bad(
                 f"an image's shape is (height, width, channels) with sides up to {MAX_IMAGE_SIDE} "
                 f"and 1, 3 or 4 channels, not {list(shape)}"
             )
         elif length == 0:
-            raise bad("an image of 0 bytes")
+            raise bad("byte_length of an image is 0")
         specs.append(TensorSpec(key, dtype, shape, offset, length, t.timestamp_ns, encoding, frame))
     return tuple(specs)
 
@@ -284,7 +286,8 @@ def pack_tensors(
     if small:
         joined = bytearray(end)
         for offset, data in small:
-            joined[offset : offset + len(data)] = data
+            # a bytearray takes no numpy array as it is
+            joined[offset : offset + len(data)] = memoryview(data)
         packed.frames.insert(0, joined)
     elif not packed.frames:
         packed.frames.append(b"")
@@ -292,6 +295,11 @@ def pack_tensors(
 
 
 # --- observations ----------------------------------------------------------------------------------------------------
+
+
+def _too_long(name: str) -> bool:
+    # UTF-8 has at most 4 bytes for a character, so most names need no encoding to be sure
+    return len(name) * 4 > MAX_NAME_BYTES and len(name.encode()) > MAX_NAME_BYTES
 
 
 def parse_observation(envelope: Buffer, frame_sizes: Sequence[int]) -> Observation:
@@ -321,19 +329,17 @@ def parse_observation(envelope: Buffer, frame_sizes: Sequence[int]) -> Observati
         raise bad("request_id", f"must be given with {kind.name}")
     if not client.id:
         raise bad("client", "id is missing")
-    if len(client.id) > MAX_NAME_BYTES or len(client.type) > MAX_NAME_BYTES:
+    if _too_long(client.id) or _too_long(client.type):
         raise bad("client", f"id and type may have {MAX_NAME_BYTES} bytes each")
     if kind is Kind.OBSERVE and not m.model_id:
         raise bad("model_id", "is missing")
-    if len(m.model_id) > MAX_NAME_BYTES:
+    if _too_long(m.model_id):
         raise bad("model_id", f"has more than {MAX_NAME_BYTES} bytes")
-    if len(m.slot) > MAX_NAME_BYTES:
+    if _too_long(m.slot):
         raise bad("slot", f"has more than {MAX_NAME_BYTES} bytes")
     urgency = m.urgency
     if not 0.0 <= urgency <= 1.0:  # NaN too
         raise bad("urgency", f"is {urgency}, must be 0..1")
-    if m.priority > MAX_PRIORITY:
-        raise bad("priority", f"is {m.priority}, must be 0..{MAX_PRIORITY}")
     budget, step = m.latency_budget_ms, m.step_ms
     if not 0.0 <= budget < math.inf:
         raise bad("latency_budget_ms", f"is {budget}, must be 0 or a positive number of milliseconds")
