@@ -109,9 +109,7 @@ class Recorder:
             topic, schema, now, data = item
             channel = self._channels.get(topic)
             if channel is None:
-                channel = self._channels[topic] = self._writer.register_channel(
-                    topic, "protobuf", self._schema(schema)
-                )
+                channel = self._channels[topic] = self._writer.register_channel(topic, "protobuf", self._schema(schema))
             at = int(now * 1e9) + self._wall_offset_ns
             self._writer.add_message(channel, at, data, at)
         self._writer.add_metadata("inferential.end", {"dropped": str(self.dropped)})
@@ -162,7 +160,12 @@ class RecordingEngine:
     def submit(self, request: Request, now: float) -> None:
         """See Engine."""
         self._recorder.observation(now, request)
-        submit = pb.Submit(connection=request.connection, arrival_s=request.arrival, size_bytes=request.size_bytes)
+        submit = pb.Submit(
+            connection=request.connection,
+            arrival_s=request.arrival,
+            size_bytes=request.size_bytes,
+            frame_bytes=[memoryview(f).nbytes for f in request.frames[1:]],
+        )
         self._input(now, submit=submit)
         self._engine.submit(request, now)
 
@@ -187,9 +190,7 @@ class RecordingEngine:
 
     def fail(self, call_id: int, error: CallError, now: float) -> None:
         """See Engine."""
-        fail = pb.Fail(
-            call=call_id, message=error.message, retryable=error.retryable, unavailable=error.unavailable
-        )
+        fail = pb.Fail(call=call_id, message=error.message, retryable=error.retryable, unavailable=error.unavailable)
         self._input(now, fail=fail)
         self._engine.fail(call_id, error, now)
 

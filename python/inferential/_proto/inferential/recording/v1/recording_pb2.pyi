@@ -54,14 +54,16 @@ class Request(_message.Message):
     def __init__(self, connection: _Optional[bytes] = ..., request_id: _Optional[int] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("connection", "arrival_s", "size_bytes")
+    __slots__ = ("connection", "arrival_s", "size_bytes", "frame_bytes")
     CONNECTION_FIELD_NUMBER: _ClassVar[int]
     ARRIVAL_S_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FRAME_BYTES_FIELD_NUMBER: _ClassVar[int]
     connection: bytes
     arrival_s: float
     size_bytes: int
-    def __init__(self, connection: _Optional[bytes] = ..., arrival_s: _Optional[float] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+    frame_bytes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, connection: _Optional[bytes] = ..., arrival_s: _Optional[float] = ..., size_bytes: _Optional[int] = ..., frame_bytes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Payload(_message.Message):
     __slots__ = ("frames",)
