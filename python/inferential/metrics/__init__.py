@@ -1,0 +1,1 @@
+"""Numbers about the running server: ring buffers with percentiles, callbacks, Prometheus."""
