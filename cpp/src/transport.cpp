@@ -1,0 +1,205 @@
+#include "transport.hpp"
+
+#include <zmq.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#if defined(__linux__)
+#include <poll.h>
+#include <time.h>
+#endif
+
+namespace inferential {
+namespace {
+
+// A reply has at most 256 tensors, so no sender needs this many frames.
+constexpr std::size_t max_payload_frames = 1024;
+
+constexpr const char* monitor_endpoint = "inproc://link";  // unique within the socket's own context
+
+std::string check_options(const ConnectionOptions& options) {
+  const auto number = [](const char* name, long long value, const char* range) {
+    return std::string(name) + " is " + std::to_string(value) + ", must be " + range;
+  };
+  if (options.connect_timeout_ms < 0) return number("connect_timeout_ms", options.connect_timeout_ms, "0 or more");
+  if (options.request_timeout_ms < 1) return number("request_timeout_ms", options.request_timeout_ms, "1 or more");
+  if (options.heartbeat_interval_ms < 300 || options.heartbeat_interval_ms > 1000) {
+    return number("heartbeat_interval_ms", options.heartbeat_interval_ms, "300 to 1000");
+  }
+  if (options.reconnect_interval_ms < 1) return number("reconnect_interval_ms", options.reconnect_interval_ms, "1 or more");
+  if (options.reconnect_interval_max_ms < options.reconnect_interval_ms) {
+    return number("reconnect_interval_max_ms", options.reconnect_interval_max_ms, "at least reconnect_interval_ms");
+  }
+  if (options.linger_ms < 0) return number("linger_ms", options.linger_ms, "0 or more: waiting for ever is not offered");
+  if (options.send_queue_messages < 1) return number("send_queue_messages", options.send_queue_messages, "1 or more");
+  if (options.receive_queue_messages < 1) {
+    return number("receive_queue_messages", options.receive_queue_messages, "1 or more");
+  }
+  if (options.max_message_bytes < 1) return number("max_message_bytes", options.max_message_bytes, "1 or more");
+  if (options.inbox_replies < 1) return number("inbox_replies", 0, "1 or more");
+  return {};
+}
+
+std::string quoted(std::string_view text) { return "'" + std::string(text) + "'"; }
+
+}  // namespace
+
+std::string normalize_address(std::string_view address, std::string& error) {
+  std::string endpoint(address);
+  if (endpoint.find("://") == std::string::npos) endpoint.insert(0, "tcp://");
+  if (endpoint.compare(0, 6, "tcp://") != 0) return endpoint;  // ZMQ knows the others best
+
+  const auto colon = endpoint.rfind(':');
+  const std::string port = endpoint.substr(colon + 1);
+  const bool digits = !port.empty() && port.size() <= 5 && port.find_first_not_of("0123456789") == std::string::npos;
+  const bool bracketed = endpoint.size() > 6 && endpoint[6] == '[' && endpoint.find(']') == colon - 1;
+  const bool one_colon = endpoint.find(':', 6) == colon;
+  if (colon <= 6 || !digits || std::stoi(port) < 1 || std::stoi(port) > 65535 || !(one_colon || bracketed)) {
+    error = "address " + quoted(address) + " must be host:port, with a port of 1 to 65535 ([address]:port for IPv6)";
+  } else if (endpoint[6] == '*') {
+    error = "address " + quoted(address) + " names no host: '*' is for servers";
+  }
+  return endpoint;
+}
+
+Transport::Transport(std::string_view address, const ConnectionOptions& options) {
+  error_ = check_options(options);
+  if (!error_.empty()) return;
+  const auto endpoint = normalize_address(address, error_);
+  if (!error_.empty()) return;
+  if (!open(endpoint, options)) close();
+}
+
+Transport::~Transport() { close(); }
+
+bool Transport::fail(const std::string& what) {
+  error_ = what + ": " + zmq_strerror(zmq_errno());
+  return false;
+}
+
+bool Transport::open(const std::string& endpoint, const ConnectionOptions& options) {
+  context_ = zmq_ctx_new();
+  if (context_ == nullptr) return fail("cannot make a ZMQ context");
+  socket_ = zmq_socket(context_, ZMQ_DEALER);
+  if (socket_ == nullptr) return fail("cannot make a ZMQ socket");
+
+  const auto set = [&](int option, int value) { return zmq_setsockopt(socket_, option, &value, sizeof value) == 0; };
+  const std::int64_t max_message_bytes = options.max_message_bytes;
+  const int heartbeat_timeout_ms = 3 * options.heartbeat_interval_ms;
+  const bool ipv6 = endpoint.find('[') != std::string::npos;  // else a name may resolve to ::1, where no v4 server listens
+  const bool configured =
+      set(ZMQ_IMMEDIATE, 1) && set(ZMQ_SNDHWM, options.send_queue_messages) &&
+      set(ZMQ_RCVHWM, options.receive_queue_messages) && set(ZMQ_LINGER, options.linger_ms) &&
+      set(ZMQ_HEARTBEAT_IVL, options.heartbeat_interval_ms) && set(ZMQ_HEARTBEAT_TIMEOUT, heartbeat_timeout_ms) &&
+      set(ZMQ_HEARTBEAT_TTL, heartbeat_timeout_ms) && set(ZMQ_RECONNECT_IVL, options.reconnect_interval_ms) &&
+      set(ZMQ_RECONNECT_IVL_MAX, options.reconnect_interval_max_ms) && (!ipv6 || set(ZMQ_IPV6, 1)) &&
+      zmq_setsockopt(socket_, ZMQ_MAXMSGSIZE, &max_message_bytes, sizeof max_message_bytes) == 0;
+  if (!configured) return fail("cannot set the socket's options");
+
+  if (zmq_socket_monitor(socket_, monitor_endpoint, ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED) != 0) {
+    return fail("cannot monitor the socket");
+  }
+  monitor_ = zmq_socket(context_, ZMQ_PAIR);
+  if (monitor_ == nullptr) return fail("cannot make the monitor's socket");
+  // Unlimited: an idle program reads no events, and a full monitor queue would stop ZMQ's own thread.
+  const int unlimited = 0;
+  zmq_setsockopt(monitor_, ZMQ_RCVHWM, &unlimited, sizeof unlimited);
+  zmq_setsockopt(monitor_, ZMQ_LINGER, &unlimited, sizeof unlimited);
+  if (zmq_connect(monitor_, monitor_endpoint) != 0) return fail("cannot monitor the socket");
+  if (zmq_connect(socket_, endpoint.c_str()) != 0) return fail("cannot connect to " + quoted(endpoint));
+  return true;
+}
+
+bool Transport::send(Frame& envelope, std::vector<Frame>& payload) noexcept {
+  // The queue is counted in messages, so only the first frame can find it full.
+  Frame delimiter;
+  const auto send_frame = [&](Frame& frame, bool more) {
+    return zmq_msg_send(frame.handle(), socket_, ZMQ_DONTWAIT | (more ? ZMQ_SNDMORE : 0)) >= 0;
+  };
+  if (!send_frame(delimiter, true) || !send_frame(envelope, true)) return false;
+  for (std::size_t i = 0; i < payload.size(); ++i) {
+    if (!send_frame(payload[i], i + 1 < payload.size())) return false;
+  }
+  return true;
+}
+
+std::optional<Transport::Received> Transport::receive(MessagePool& pool) {
+  Frame frame;
+  // Ends in EAGAIN, for which ZMQ looks at its commands without its usual throttle: a send that follows
+  // sees the link as it is.
+  if (zmq_msg_recv(frame.handle(), socket_, ZMQ_DONTWAIT) < 0) return std::nullopt;
+
+  // The rest of a message is there with its first frame.
+  Received received{pool.acquire(), frame.size() == 0 && frame.more()};
+  auto& message = *received.message;
+  if (frame.more()) zmq_msg_recv(message.envelope.handle(), socket_, ZMQ_DONTWAIT);
+  bool more = frame.more() && message.envelope.more();
+  while (more) {
+    Frame next;
+    if (zmq_msg_recv(next.handle(), socket_, ZMQ_DONTWAIT) < 0) break;
+    more = next.more();
+    if (message.payload.size() < max_payload_frames) {
+      message.payload.push_back(std::move(next));
+    } else {
+      received.framed = false;
+    }
+  }
+  return received;
+}
+
+std::optional<Transport::LinkEvent> Transport::next_link_event() noexcept {
+  Frame event;
+  if (zmq_msg_recv(event.handle(), monitor_, ZMQ_DONTWAIT) < 0) return std::nullopt;
+  std::uint16_t number = 0;
+  if (event.size() >= sizeof number) std::memcpy(&number, event.data(), sizeof number);
+  if (event.more()) {
+    Frame address;
+    zmq_msg_recv(address.handle(), monitor_, ZMQ_DONTWAIT);
+  }
+  return number == ZMQ_EVENT_HANDSHAKE_SUCCEEDED ? LinkEvent::Up : LinkEvent::Down;
+}
+
+void Transport::wait(Time duration) noexcept {
+  duration = std::max(duration, Time{0});
+#if defined(__linux__)
+  // zmq_poll counts in whole milliseconds, which is much in a control loop. The descriptors are edge-triggered:
+  // only after a look at the events do they tell of every later one.
+  const auto ready = [](void* socket) {
+    int events = 0;
+    std::size_t size = sizeof events;
+    return zmq_getsockopt(socket, ZMQ_EVENTS, &events, &size) != 0 || (events & ZMQ_POLLIN) != 0;
+  };
+  if (ready(socket_) || ready(monitor_)) return;
+  pollfd descriptors[2] = {};
+  void* const sockets[2] = {socket_, monitor_};
+  for (int i = 0; i < 2; ++i) {
+    std::size_t size = sizeof descriptors[i].fd;
+    zmq_getsockopt(sockets[i], ZMQ_FD, &descriptors[i].fd, &size);
+    descriptors[i].events = POLLIN;
+  }
+  timespec timeout{};
+  timeout.tv_sec = static_cast<time_t>(duration.count() / 1'000'000'000);
+  timeout.tv_nsec = static_cast<long>(duration.count() % 1'000'000'000);
+  ppoll(descriptors, 2, &timeout, nullptr);
+#else
+  zmq_pollitem_t items[2] = {{socket_, 0, ZMQ_POLLIN, 0}, {monitor_, 0, ZMQ_POLLIN, 0}};
+  zmq_poll(items, 2, static_cast<long>((duration.count() + 999'999) / 1'000'000));
+#endif
+}
+
+void Transport::close() noexcept {
+  if (monitor_ != nullptr) {
+    zmq_socket_monitor(socket_, nullptr, 0);
+    zmq_close(monitor_);
+  }
+  if (socket_ != nullptr) zmq_close(socket_);
+  if (context_ != nullptr) {
+    while (zmq_ctx_term(context_) != 0 && zmq_errno() == EINTR) {
+    }
+  }
+  context_ = socket_ = monitor_ = nullptr;
+}
+
+}  // namespace inferential

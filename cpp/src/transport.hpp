@@ -1,0 +1,57 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "inferential/options.hpp"
+#include "message.hpp"
+
+namespace inferential {
+
+/// The DEALER socket and its monitor. Used by one thread at a time. Never blocks but in wait() and close().
+class Transport {
+ public:
+  /// Connects in the background. With a bad address or option nothing is opened and error() says why.
+  Transport(std::string_view address, const ConnectionOptions& options);
+  ~Transport();
+  Transport(const Transport&) = delete;
+  Transport& operator=(const Transport&) = delete;
+
+  const std::string& error() const noexcept { return error_; }
+
+  /// All frames or none: false where the queue is full or there is no peer. Takes the frames' contents.
+  bool send(Frame& envelope, std::vector<Frame>& payload) noexcept;
+
+  struct Received {
+    detail::MessageRef message;
+    bool framed;  // the frames are those of a reply
+  };
+  /// The next message that has arrived.
+  std::optional<Received> receive(MessagePool& pool);
+
+  enum class LinkEvent { Up, Down };
+  std::optional<LinkEvent> next_link_event() noexcept;
+
+  /// Until a message or link event has arrived, or the time has passed; may return early.
+  void wait(Time duration) noexcept;
+
+  /// At most linger_ms.
+  void close() noexcept;
+
+ private:
+  bool open(const std::string& endpoint, const ConnectionOptions& options);
+  bool fail(const std::string& what);
+
+  void* context_ = nullptr;
+  void* socket_ = nullptr;
+  void* monitor_ = nullptr;
+  std::string error_;
+};
+
+/// "tcp://" where no scheme is given. Sets the error where the address cannot be one.
+std::string normalize_address(std::string_view address, std::string& error);
+
+}  // namespace inferential

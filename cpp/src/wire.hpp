@@ -1,0 +1,56 @@
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "frame.hpp"
+#include "inferential/tensor.hpp"
+#include "message.hpp"
+#include "inferential/v1/inferential.pb.h"
+
+namespace inferential::wire {
+
+inline constexpr std::size_t max_name_bytes = 256;
+inline constexpr int max_tensors = 256;
+inline constexpr int max_dimensions = 32;
+inline constexpr int max_image_side = 16384;
+inline constexpr std::uint32_t max_priority = 1000;
+
+using TensorFields = google::protobuf::RepeatedPtrField<v1::Tensor>;
+
+/// product(shape) without overflow; false where it does not fit or a dimension is negative.
+bool element_count(Span<const std::int64_t> shape, std::uint64_t& count) noexcept;
+
+bool is_utf8(std::string_view text) noexcept;
+
+/// Why the tensor cannot hold these bytes (rules 1, 2, 3, 6, 7 and 8 of the protocol's section 2); empty when it can.
+/// A null `bytes` leaves out what an image's own header says.
+std::string check_content(const v1::Tensor& tensor, const std::byte* bytes);
+
+/// Checks all of section 2; the first failure, naming tensor and field, or empty.
+std::string check_tensors(const TensorFields& tensors, Span<const Frame> payload);
+
+/// Where the bytes of one tensor to be sent are.
+struct Source {
+  const void* data;
+  std::size_t byte_length;
+};
+
+/// Gives each tensor its frame and offset and copies the bytes into new frames (at least one).
+/// Tensors of `own_frame_bytes` or more get frames of their own, unless `one_frame`.
+void lay_out(v1::Observation& observation, const std::vector<Source>& sources, bool one_frame,
+             std::size_t own_frame_bytes, std::vector<Frame>& payload);
+
+/// Serialises into a frame.
+Frame encode(const v1::Observation& observation);
+
+/// Parses message.envelope into message.fields and makes message.tensors and message.metadata.
+/// False where the message is invalid: message.error says why, fields.request_id() is 0 unless it could be read.
+bool decode(detail::Message& message);
+
+/// Fills message.tensors from fields.tensors and the payload, copying what is misaligned. All checked before.
+void make_views(detail::Message& message);
+
+}  // namespace inferential::wire
