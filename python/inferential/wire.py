@@ -41,6 +41,7 @@ MAX_DIMENSIONS = 32
 MAX_ARRAY_BYTES = 2**63 - 1
 MAX_TENSORS = 256
 MAX_NAME_BYTES = 256
+MAX_PRIORITY = 1000  # what SDKs send; the wire may hold more, which counts as this much
 MAX_IMAGE_SIDE = 16_384
 
 _NUMPY_NAMES = {
