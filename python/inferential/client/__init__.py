@@ -1,0 +1,1 @@
+"""The client: Connection and Model (blocking), AsyncConnection and AsyncModel (asyncio)."""

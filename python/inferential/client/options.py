@@ -1,0 +1,74 @@
+"""A connection's settings, checked."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from inferential.errors import ConfigError
+from inferential.wire import MAX_NAME_BYTES
+
+_SCHEME = re.compile(r"[a-z]+://")
+_TCP = re.compile(r"tcp://.*:(\d+)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Settings of a connection; the docstring of Connection says what they mean."""
+
+    server: str
+    client_id: str
+    client_type: str = ""
+    connect_timeout_ms: float = 1000.0
+    request_timeout_ms: float = 30_000.0
+    heartbeat_ms: int = 1000
+    linger_ms: int = 200
+    max_message_bytes: int = 256 * 1024 * 1024
+    high_water_mark: int = 1000
+    hold_off: bool = True
+    zero_copy: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "server", _address(self.server))
+        _name("client_id", self.client_id)
+        if not self.client_id:
+            raise ConfigError("client_id must not be empty; give each client a name of its own")
+        _name("client_type", self.client_type)
+        _in_range("connect_timeout_ms", self.connect_timeout_ms, 0, math.inf)
+        _in_range("request_timeout_ms", self.request_timeout_ms, 1, math.inf)
+        _in_range("heartbeat_ms", self.heartbeat_ms, 300, 1000)
+        _in_range("linger_ms", self.linger_ms, 0, 10_000)
+        _in_range("max_message_bytes", self.max_message_bytes, 1, 2**62)
+        _in_range("high_water_mark", self.high_water_mark, 1, 2**30)
+
+
+def _address(server: object) -> str:
+    if not isinstance(server, str) or not server.strip():
+        raise ConfigError(f"server is {server!r}; it must be an address, as in 'tcp://localhost:5555'")
+    address = server.strip()
+    if not _SCHEME.match(address):
+        address = f"tcp://{address}"
+    if address.startswith("tcp://"):
+        found = _TCP.fullmatch(address)
+        if found is None or not 1 <= int(found[1]) <= 65_535:
+            raise ConfigError(
+                f"server is {server!r}; a port of 1..65535 must follow the host, as in 'tcp://localhost:5555'"
+            )
+    return address
+
+
+def _name(setting: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise ConfigError(f"{setting} is {value!r}; it must be a string")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        raise ConfigError(f"{setting} is {value!r}, which is not valid Unicode text") from None
+    if size > MAX_NAME_BYTES:
+        raise ConfigError(f"{setting} has {size} bytes; it may have {MAX_NAME_BYTES}")
+
+
+def _in_range(setting: str, value: object, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ConfigError(f"{setting} is {value!r}; it must be a number from {low} to {high}")

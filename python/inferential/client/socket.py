@@ -1,0 +1,170 @@
+"""The client's ZMQ sockets: a DEALER and the monitor that tells of its link. Not thread-safe."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import zmq
+from zmq import zmq_poll
+
+from inferential.client.options import Options
+from inferential.errors import ConfigError
+from inferential.types import Buffer
+from inferential.wire import LARGE_TENSOR_BYTES
+
+logger = logging.getLogger("inferential.client")
+
+_UP = int(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+_DOWN = int(zmq.EVENT_DISCONNECTED)
+_REFUSED = int(
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+_POLLIN = int(zmq.POLLIN)
+_NOBLOCK = int(zmq.NOBLOCK)
+_MORE = int(zmq.SNDMORE | zmq.NOBLOCK)
+_CONNECT_TIMEOUT_MS = (
+    1000  # of one attempt: a host that comes back is found within a second, whatever TCP's own backoff
+)
+
+
+class _SharedContext:
+    """One ZMQ context (one I/O thread) for all connections of a process, ended with the last of them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # a garbage collection inside may close another connection
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._pid = 0
+        self._users = 0
+
+    def acquire(self) -> zmq.Context[zmq.Socket[bytes]]:
+        with self._lock:
+            if self._context is None or self._pid != os.getpid():  # a fork inherits nothing of it
+                self._context, self._pid, self._users = zmq.Context(), os.getpid(), 0
+                # A connection takes three sockets; the default of 1,023 would end at some 340 robots in a process.
+                self._context.set(zmq.MAX_SOCKETS, self._context.get(zmq.SOCKET_LIMIT))
+            self._users += 1
+            return self._context
+
+    def release(self, *, wait: bool) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users or not wait or self._context is None:
+                return
+            context, self._context = self._context, None
+        context.term()  # returns when what was sent has left, or after the linger time
+
+
+_shared = _SharedContext()
+
+
+class ClientSocket:
+    """A DEALER socket with the options of docs/protocol.md, section 1, connecting in the background.
+
+    Raises:
+        ConfigError: the address is none.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self._zero_copy = options.zero_copy
+        self._refusal_logged = False
+        self._linger_ms = options.linger_ms
+        context = _shared.acquire()
+        dealer = context.socket(zmq.DEALER)
+        self._dealer = dealer
+        heartbeat_ms = int(options.heartbeat_ms)
+        for option, value in (
+            (zmq.IMMEDIATE, 1),
+            (zmq.SNDHWM, options.high_water_mark),
+            (zmq.RCVHWM, options.high_water_mark),
+            (zmq.HEARTBEAT_IVL, heartbeat_ms),
+            (zmq.HEARTBEAT_TIMEOUT, 3 * heartbeat_ms),
+            (zmq.HEARTBEAT_TTL, 3 * heartbeat_ms),
+            (zmq.RECONNECT_IVL, 50),
+            (zmq.RECONNECT_IVL_MAX, 500),
+            (zmq.CONNECT_TIMEOUT, _CONNECT_TIMEOUT_MS),
+            (zmq.LINGER, options.linger_ms),
+            (zmq.MAXMSGSIZE, options.max_message_bytes),
+        ):
+            dealer.set(option, value)
+        dealer.copy_threshold = LARGE_TENSOR_BYTES
+        self._monitor = dealer.get_monitor_socket(_UP | _DOWN | _REFUSED)
+        self._poll_set = [(dealer, _POLLIN), (self._monitor, _POLLIN)]
+        try:
+            dealer.connect(options.server)
+        except zmq.ZMQError as e:
+            self.close()
+            self.release(wait=True)
+            raise ConfigError(
+                f"server is {options.server!r}: {e}; it must be an address as in 'tcp://localhost:5555'"
+            ) from None
+
+    def poll(self, timeout_ms: int) -> bool:
+        """Whether anything has arrived, a message or a link event; waits for it up to `timeout_ms`."""
+        return bool(zmq_poll(self._poll_set, timeout_ms))
+
+    def link_events(self) -> list[bool]:
+        """What the link did since the last call: True for up, False for down, in order."""
+        found: list[bool] = []
+        with contextlib.suppress(zmq.Again):
+            while True:
+                event = int.from_bytes(self._monitor.recv_multipart(_NOBLOCK)[0][:2], "little")
+                if event in (_UP, _DOWN):
+                    found.append(event == _UP)
+                elif event & _REFUSED and not self._refusal_logged:
+                    self._refusal_logged = True
+                    logger.warning(
+                        "what listens at the server's address refused the handshake: is it an inferential server?"
+                    )
+        return found
+
+    def messages(self) -> Iterator[list[Buffer]]:
+        """The messages that have arrived, payload frames uncopied."""
+        dealer = self._dealer
+        receive: Any = dealer.recv
+        # EVENTS costs half of a recv that raises Again.
+        while int(dealer.get(zmq.EVENTS)) & _POLLIN:
+            frame = receive(_NOBLOCK, copy=False)
+            frames = [frame.bytes]
+            if frame.more:
+                frame = receive(_NOBLOCK, copy=False)
+                frames.append(frame.bytes)
+                while frame.more:
+                    frame = receive(_NOBLOCK, copy=False)
+                    frames.append(frame)
+            yield frames
+
+    def transmit(self, envelope: bytes, payload: Sequence[Buffer]) -> bool:
+        """Sends one message without waiting. Returns False where the link or the queue has no room."""
+        send = self._dealer.send
+        try:
+            send(b"", _MORE)
+        except zmq.Again:
+            return False
+        # Room for the first part is room for the message.
+        send(envelope, _MORE)
+        last = len(payload) - 1
+        copy = not self._zero_copy
+        for i, frame in enumerate(payload):
+            send(frame, _MORE if i < last else _NOBLOCK, copy=copy)
+        return True
+
+    @property
+    def file_descriptors(self) -> tuple[int, int]:
+        """Become readable when something may have arrived (edge-triggered: read until poll(0) is False)."""
+        return int(self._dealer.get(zmq.FD)), int(self._monitor.get(zmq.FD))
+
+    def close(self) -> None:
+        """Closes the sockets; what was sent still has the linger time to leave."""
+        self._dealer.disable_monitor()
+        self._monitor.close(0)
+        self._dealer.close(self._linger_ms)
+
+    def release(self, *, wait: bool) -> None:
+        """Gives back the shared context, once. Where this was the last connection, `wait` waits until what was sent has left, at most
+        for the linger time."""
+        _shared.release(wait=wait)
