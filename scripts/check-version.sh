@@ -14,7 +14,5 @@ check() { # file, its version
 check python/inferential/_version.py "$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' python/inferential/_version.py)"
 [ ! -f rust/Cargo.toml ] || check rust/Cargo.toml "$(sed -n 's/^version = "\(.*\)"$/\1/p' rust/Cargo.toml | head -n1)"
 [ ! -f MODULE.bazel ] || check MODULE.bazel "$(sed -n '/^module(/,/)/s/.*version = "\([^"]*\)".*/\1/p' MODULE.bazel | head -n1)"
-[ ! -f cpp/CMakeLists.txt ] || check cpp/CMakeLists.txt "$(sed -n 's/^ *project(.*VERSION \([0-9.]*\).*/\1/Ip' cpp/CMakeLists.txt | head -n1)"
-[ ! -f CMakeLists.txt ] || check CMakeLists.txt "$(sed -n 's/^ *project(.*VERSION \([0-9.]*\).*/\1/Ip' CMakeLists.txt | head -n1)"
 grep -q "^## \[$version\]" CHANGELOG.md || { echo "check-version: CHANGELOG.md has no entry '## [$version]'" >&2; failed=1; }
 exit $failed

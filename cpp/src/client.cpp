@@ -240,9 +240,14 @@ bool Model::cancel(std::uint64_t request_id) noexcept {
   }
 }
 
-Status Model::last_status() const noexcept {
+double Model::take_phase_shift_ms() noexcept {
   const Core::Call call(*core_);
-  return call && index_ ? core_->session().last_status(*index_) : Status::Ok;
+  return call && index_ ? core_->session().take_phase_shift_ms(*index_) : 0;
+}
+
+std::optional<Status> Model::last_status() const noexcept {
+  const Core::Call call(*core_);
+  return call && index_ ? core_->session().last_status(*index_) : std::nullopt;
 }
 
 std::string Model::last_error() const {

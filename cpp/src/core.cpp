@@ -38,9 +38,6 @@ std::string check_draft(const v1::Observation& fields) {
   auto error = check_name("model_id", fields.model_id());
   if (error.empty()) error = check_name("slot", fields.slot());
   if (!error.empty()) return error;
-  if (fields.priority() > wire::max_priority) {
-    return "priority is " + std::to_string(fields.priority()) + ", must be 0 to 1000";
-  }
   // Written so that NaN fails.
   if (!(fields.urgency() >= 0 && fields.urgency() <= 1)) {
     return "urgency is " + std::to_string(fields.urgency()) + ", must be 0 to 1";
@@ -348,6 +345,7 @@ bool Core::cancel(Session::ModelIndex model, std::uint64_t request_id) {
   if (!session_.may_cancel(model, request_id)) return false;
   auto draft = take_draft();
   draft->fields.set_kind(v1::KIND_CANCEL);
+  draft->fields.set_priority(1);
   draft->fields.set_request_id(request_id);
   draft->payload.emplace_back();
   auto envelope = wire::encode(draft->fields);
@@ -367,6 +365,7 @@ Result<MessageRef> Core::ping(double timeout_ms) {
   if (ticket.route != Session::Ticket::Route::Transmit) return not_sent_error();
   auto draft = take_draft();
   draft->fields.set_kind(v1::KIND_PING);
+  draft->fields.set_priority(1);
   draft->fields.set_request_id(ticket.request_id);
   draft->fields.set_timestamp_ns(wall_clock_ns());
   draft->payload.emplace_back();

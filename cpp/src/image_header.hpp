@@ -8,13 +8,15 @@
 
 namespace inferential::wire {
 
-struct ImageSize {
-  std::uint32_t height;
-  std::uint32_t width;
+struct ImageShape {
+  std::int64_t height;
+  std::int64_t width;
+  std::int64_t channels;
 };
 
-/// What an image file's own header says, without decoding it; nothing where it is no such file.
-std::optional<ImageSize> jpeg_size(const std::byte* data, std::size_t size) noexcept;
-std::optional<ImageSize> png_size(const std::byte* data, std::size_t size) noexcept;
+/// What an image file's own header says, without decoding it; nothing where it is no such file, or a PNG
+/// that is not 8-bit grey, RGB, RGBA or with a palette (which reads as RGB).
+std::optional<ImageShape> jpeg_shape(const std::byte* data, std::size_t size) noexcept;
+std::optional<ImageShape> png_shape(const std::byte* data, std::size_t size) noexcept;
 
 }  // namespace inferential::wire

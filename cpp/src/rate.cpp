@@ -28,6 +28,11 @@ Rate::Tick Rate::next(Clock::time_point now) noexcept {
   return {start_ + offset, tick - in_time};
 }
 
+void Rate::delay_ms(double milliseconds) noexcept {
+  if (!(milliseconds > 0 && std::isfinite(milliseconds))) return;
+  start_ += std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double, std::milli>(milliseconds));
+}
+
 std::uint64_t Rate::sleep() noexcept {
   const auto tick = next(Clock::now());
   std::this_thread::sleep_until(tick.at);

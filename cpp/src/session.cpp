@@ -91,15 +91,12 @@ Session::Ticket Session::open_observe(ModelIndex index, std::string_view slot, f
   if (options_.hold_off && model.hold_off) {
     if (now < model.hold_off->until) {
       const auto request_id = open(request);
-      const HoldOff hold_off = *model.hold_off;
-      const float remaining_ms = std::chrono::duration<float, std::milli>(hold_off.until - now).count();
-      auto message = local_reply(request_id, request, hold_off.status,
-                                 "held off: the server asked not to be asked again before retry_after_ms has passed");
+      const auto& hold_off = *model.hold_off;
+      auto message = local_reply(request_id, request, hold_off.status, hold_off.error);
       message->reason = hold_off.reason;
-      message->retry_after_ms = remaining_ms;
+      message->retry_after_ms = std::chrono::duration<float, std::milli>(hold_off.until - now).count();
       message->received_at = now;
       ++counters_.held_off;
-      ++counters_.not_ok;
       push(model, std::move(message));
       return {Ticket::Route::Local, request_id};
     }
@@ -116,7 +113,7 @@ Session::Ticket Session::open_ping(Time now) {
   request.sent_at = now;
   request.model = ping_index;
   ping_reply_ = MessageRef();
-  if (link_ != LinkState::Up) return {Ticket::Route::NotSent, open(request)};
+  if (link_ != LinkState::Up) return {Ticket::Route::NotSent, 0};
   request.outstanding = true;
   ping_id_ = open(request);
   return {Ticket::Route::Transmit, ping_id_};
@@ -225,7 +222,7 @@ void Session::finish(std::uint64_t request_id, Request request, MessageRef messa
   message->sent_at = request.sent_at;
   message->received_at = now;
   message->step_ms = request.step_ms;
-  message->observation_timestamp_ns = request.timestamp_ns;
+  if (message->observation_timestamp_ns == 0) message->observation_timestamp_ns = request.timestamp_ns;  // v1 does not echo it
   if (request.model == ping_index) {
     if (request_id == ping_id_) ping_reply_ = std::move(message);
     return;
@@ -240,8 +237,9 @@ void Session::finish(std::uint64_t request_id, Request request, MessageRef messa
     // At most a day: a larger number is no hint, and an infinite one no duration.
     const double wait_ms = std::min<double>(message->retry_after_ms, 24.0 * 3600 * 1000);
     const auto wait = std::chrono::duration_cast<Time>(std::chrono::duration<double, std::milli>(wait_ms));
-    model.hold_off = HoldOff{status, message->reason, now + wait};
+    model.hold_off = HoldOff{status, message->reason, now + wait, message->error};
   }
+  if (message->fields.phase_shift_ms() > 0) model.phase_shift_ms = message->fields.phase_shift_ms();
   push(model, std::move(message));
 }
 

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "inferential/options.hpp"
@@ -85,7 +86,10 @@ class Session {
   bool is_outstanding(std::uint64_t request_id) const noexcept;
   void abandon_ping(std::uint64_t request_id) noexcept;
 
-  Status last_status(ModelIndex model) const noexcept { return models_[model].last_status; }
+  /// The last hint that nobody has taken yet; 0 without one.
+  float take_phase_shift_ms(ModelIndex model) noexcept { return std::exchange(models_[model].phase_shift_ms, 0.0f); }
+
+  std::optional<Status> last_status(ModelIndex model) const noexcept { return models_[model].last_status; }
   const std::string& last_error(ModelIndex model) const noexcept { return models_[model].last_error; }
   const Counters& counters() const noexcept { return counters_; }
 
@@ -110,6 +114,7 @@ class Session {
     Status status;
     Reason reason;
     Time until;
+    std::string error;
   };
 
   struct ModelState {
@@ -119,7 +124,8 @@ class Session {
     std::vector<Slot> slots;
     std::size_t outstanding = 0;
     std::optional<HoldOff> hold_off;
-    Status last_status = Status::Ok;
+    float phase_shift_ms = 0;
+    std::optional<Status> last_status;
     std::string last_error;
   };
 

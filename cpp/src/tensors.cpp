@@ -60,7 +60,7 @@ TensorsBuilder& TensorsBuilder::operator=(TensorsBuilder&&) noexcept = default;
 TensorsBuilder& TensorsBuilder::add_zeros(std::string_view key, DType dtype, Shape shape) {
   std::uint64_t count = 0;
   // A shape that cannot be counted fails add_bytes' own check, with nothing allocated for it.
-  const bool countable = wire::element_count(shape.dimensions(), count) && count <= (std::uint64_t{1} << 40);
+  const bool countable = itemsize(dtype) > 0 && wire::element_count(shape.dimensions(), itemsize(dtype), count);
   const std::vector<std::byte> zeros(countable ? count * itemsize(dtype) : 0);
   return add_bytes(key, dtype, zeros.data(), zeros.size(), shape);
 }

@@ -55,12 +55,14 @@ std::string check_image(const v1::Tensor& tensor, const std::byte* bytes) {
   }
   if (tensor.byte_length() == 0) return field_error(tensor, "byte_length", "must not be 0 for an encoded image");
   if (bytes == nullptr) return {};
-  const auto size = jpeg ? jpeg_size(bytes, tensor.byte_length()) : png_size(bytes, tensor.byte_length());
-  if (!size) return field_error(tensor, "encoding", jpeg ? "says JPEG, which its bytes are not" : "says PNG, which its bytes are not");
-  if (size->height != static_cast<std::uint64_t>(tensor.shape(0)) ||
-      size->width != static_cast<std::uint64_t>(tensor.shape(1))) {
-    return field_error(tensor, "shape", shape_text(tensor) + " is not the image's own height and width, " +
-                                            std::to_string(size->height) + " x " + std::to_string(size->width));
+  const auto own = jpeg ? jpeg_shape(bytes, tensor.byte_length()) : png_shape(bytes, tensor.byte_length());
+  if (!own) {
+    return field_error(tensor, "encoding", jpeg ? "says JPEG, but the bytes are no JPEG file"
+                                                : "says PNG, but the bytes are no PNG file of 8-bit grey, RGB or RGBA");
+  }
+  if (own->height != tensor.shape(0) || own->width != tensor.shape(1) || own->channels != channels) {
+    return field_error(tensor, "shape", shape_text(tensor) + " is not the image's own, (" + std::to_string(own->height) + ", " +
+                                            std::to_string(own->width) + ", " + std::to_string(own->channels) + ")");
   }
   return {};
 }
@@ -88,9 +90,9 @@ std::string check_shape(const v1::Tensor& tensor, const std::byte* bytes) {
   }
   if (!is_raw(tensor)) return check_image(tensor, bytes);
   std::uint64_t count = 0;
-  const std::uint64_t item = itemsize(static_cast<DType>(tensor.dtype()));
+  const auto item = itemsize(static_cast<DType>(tensor.dtype()));
   const Span<const std::int64_t> shape{tensor.shape().data(), static_cast<std::size_t>(tensor.shape_size())};
-  if (!element_count(shape, count) || tensor.byte_length() % item != 0 || tensor.byte_length() / item != count) {
+  if (!element_count(shape, item, count) || tensor.byte_length() != count * item) {
     return field_error(tensor, "shape", shape_text(tensor) + " of " + std::string(to_string(static_cast<DType>(tensor.dtype()))) +
                                             " does not fit byte_length " + std::to_string(tensor.byte_length()));
   }
@@ -107,22 +109,21 @@ bool key_seen_before(const TensorFields& tensors, int index) {
 
 }  // namespace
 
-bool element_count(Span<const std::int64_t> shape, std::uint64_t& count) noexcept {
-  count = 1;
+bool element_count(Span<const std::int64_t> shape, std::size_t item_bytes, std::uint64_t& count) noexcept {
+  constexpr auto limit = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
+  std::uint64_t product = 1;  // of the dimensions that are not 0
   bool zero = false;
   for (const auto dimension : shape) {
     if (dimension < 0) return false;
-    zero = zero || dimension == 0;
+    if (dimension == 0) {
+      zero = true;
+    } else if (product > limit / item_bytes / static_cast<std::uint64_t>(dimension)) {
+      return false;
+    } else {
+      product *= static_cast<std::uint64_t>(dimension);
+    }
   }
-  if (zero) {
-    count = 0;
-    return true;
-  }
-  for (const auto dimension : shape) {
-    const auto factor = static_cast<std::uint64_t>(dimension);
-    if (count > std::numeric_limits<std::uint64_t>::max() / factor) return false;
-    count *= factor;
-  }
+  count = zero ? 0 : product;
   return true;
 }
 
@@ -186,7 +187,7 @@ std::string check_tensors(const TensorFields& tensors, Span<const Frame> payload
                                                     std::to_string(tensor.byte_offset()) + " runs past its frame of " +
                                                     std::to_string(frame.size()) + " bytes");
     }
-    error = check_shape(tensor, frame.data() + tensor.byte_offset());
+    error = check_shape(tensor, nullptr);
     if (!error.empty()) return error;
   }
   return {};
@@ -253,14 +254,14 @@ bool decode(detail::Message& message) {
     parsed = fields.MergeFromCodedStream(&input) && input.ConsumedEntireMessage();
   }
   if (!parsed) {
+    fields.set_request_id(0);  // what was read before the failure is not to be trusted
     message.error = "the reply's envelope of " + std::to_string(size) + " bytes is not a ModelResponse";
     return false;
   }
-  if (message.payload.empty()) {
-    message.error = "the reply has no payload frame: at least one must follow the envelope";
-    return false;
-  }
   message.error = check_tensors(fields.tensors(), {message.payload.data(), message.payload.size()});
+  if (message.error.empty() && message.payload.empty()) {
+    message.error = "the reply has no payload frame: at least one must follow the envelope";
+  }
   if (!message.error.empty()) return false;
   make_views(message);
 
@@ -318,7 +319,7 @@ void make_views(detail::Message& message) {
     const auto encoding = is_raw(tensor) ? Encoding::Raw : static_cast<Encoding>(tensor.encoding());
     std::uint64_t count = 0;
     const Span<const std::int64_t> shape{tensor.shape().data(), static_cast<std::size_t>(tensor.shape_size())};
-    element_count(shape, count);
+    element_count(shape, itemsize(dtype), count);
     message.tensors.emplace_back(tensor.key(), dtype, encoding, shape,
                                  Span<const std::byte>{bytes, static_cast<std::size_t>(tensor.byte_length())}, elements, count,
                                  tensor.timestamp_ns());

@@ -16,17 +16,16 @@ inline constexpr std::size_t max_name_bytes = 256;
 inline constexpr int max_tensors = 256;
 inline constexpr int max_dimensions = 32;
 inline constexpr int max_image_side = 16384;
-inline constexpr std::uint32_t max_priority = 1000;
 
 using TensorFields = google::protobuf::RepeatedPtrField<v1::Tensor>;
 
-/// product(shape) without overflow; false where it does not fit or a dimension is negative.
-bool element_count(Span<const std::int64_t> shape, std::uint64_t& count) noexcept;
+/// product(shape); false where a dimension is negative, or the bytes of the dimensions that are not 0 reach 2^63.
+bool element_count(Span<const std::int64_t> shape, std::size_t item_bytes, std::uint64_t& count) noexcept;
 
 bool is_utf8(std::string_view text) noexcept;
 
 /// Why the tensor cannot hold these bytes (rules 1, 2, 3, 6, 7 and 8 of the protocol's section 2); empty when it can.
-/// A null `bytes` leaves out what an image's own header says.
+/// With `bytes` an image's own header is read too: a sender does that, whoever decodes the image has to anyway.
 std::string check_content(const v1::Tensor& tensor, const std::byte* bytes);
 
 /// Checks all of section 2; the first failure, naming tensor and field, or empty.

@@ -50,7 +50,7 @@ class Observation {
   INFERENTIAL_API Observation& urgency(float value) noexcept;
   /// Actions that the client still has.
   INFERENTIAL_API Observation& steps_remaining(std::uint32_t steps) noexcept;
-  /// Instead of the model handle's; 0 = highest, at most 1000.
+  /// Instead of the model handle's; 0 = highest.
   INFERENTIAL_API Observation& priority(std::uint32_t level) noexcept;
   /// Instead of the model handle's; 0 = the server's setting.
   INFERENTIAL_API Observation& latency_budget_ms(float budget_ms) noexcept;
@@ -130,8 +130,12 @@ class Model {
   /// for a request that is not outstanding, nor to a server not known to speak v2.
   INFERENTIAL_API bool cancel(std::uint64_t request_id) noexcept;
 
-  /// How the last get_result ended.
-  INFERENTIAL_API Status last_status() const noexcept;
+  /// The server's last hint, not taken yet, to delay the next observation by this, once: `rate.delay_ms(...)`. 0 without one.
+  INFERENTIAL_API double take_phase_shift_ms() noexcept;
+
+  /// How the last get_result or act ended; nothing before the first.
+  INFERENTIAL_API std::optional<Status> last_status() const noexcept;
+  /// The words that came with last_status().
   INFERENTIAL_API std::string last_error() const;
 
  private:

@@ -80,7 +80,7 @@ class Fallback {
 /// Settings of a model handle; observations may override the first three.
 struct ModelOptions {
   float latency_budget_ms = 50.0f;  ///< 0 = the server's setting
-  std::uint32_t priority = 1;       ///< 0 = highest, at most 1000
+  std::uint32_t priority = 1;       ///< 0 = highest; those over 1000 count as 1000
   float step_ms = 0;                ///< how long one action lasts; 0 = not told
   Fallback fallback = Fallback::zero();
 };
@@ -102,7 +102,7 @@ struct Action {
   double age_ms = 0;             ///< since the observation that the tensors answer was sent
   std::uint64_t steps_late = 0;  ///< entries of an action chunk that have already gone by
   std::optional<Reply> reply;    ///< the fresh one, or the last fresh one that the tensors come from
-  std::optional<Error> error;    ///< why the action is not fresh
+  std::optional<Error> error;    ///< why the action is not fresh, with the status behind it where there is one
 
   Tensor operator[](std::string_view key) const noexcept { return tensors[key]; }
 };

@@ -19,6 +19,9 @@ class Rate {
   /// Waits until the next tick; returns how many ticks were missed since the last call (0 when in time).
   INFERENTIAL_API std::uint64_t sleep() noexcept;
 
+  /// Moves the grid, and with it the next tick, by so much. What is not above 0 moves nothing.
+  INFERENTIAL_API void delay_ms(double milliseconds) noexcept;
+
   /// sleep() without the sleeping: the tick to wait for and the number missed, for a caller with a clock of its own.
   struct Tick {
     Clock::time_point at;
