@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,8 @@ ImageFormat: TypeAlias = "str | tuple[str, int]"
 """`"jpeg"`, `"png"`, or `("jpeg", quality)`."""
 Encode: TypeAlias = "ImageFormat | Mapping[str, ImageFormat]"
 """One format for every image among the tensors, or a format by name."""
+
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)  # a greater one would travel as infinity
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +36,9 @@ class Defaults:
         check_name("model_id", self.model_id)
         if not self.model_id:
             raise ObservationError("model_id must not be empty")
-        check_number("latency_budget_ms", self.latency_budget_ms, 0.0, math.inf)
+        check_number("latency_budget_ms", self.latency_budget_ms, 0.0, _MAX_FLOAT32)
         check_priority(self.priority)
-        check_number("step_ms", self.step_ms, 0.0, math.inf)
+        check_number("step_ms", self.step_ms, 0.0, _MAX_FLOAT32)
         check_name("slot", self.slot)
 
 
@@ -86,9 +87,9 @@ def draft(
         None if steps_remaining is None else check_integer("steps_remaining", steps_remaining, 2**32 - 1),
         defaults.latency_budget_ms
         if latency_budget_ms is None
-        else check_number("latency_budget_ms", latency_budget_ms, 0.0, math.inf),
+        else check_number("latency_budget_ms", latency_budget_ms, 0.0, _MAX_FLOAT32),
         defaults.priority if priority is None else check_priority(priority),
-        defaults.step_ms if step_ms is None else check_number("step_ms", step_ms, 0.0, math.inf),
+        defaults.step_ms if step_ms is None else check_number("step_ms", step_ms, 0.0, _MAX_FLOAT32),
         defaults.slot if slot is None else check_name("slot", slot),
         defaults.latest_only if latest_only is None else bool(latest_only),
         None if timestamp_ns is None else check_integer("timestamp_ns", timestamp_ns, 2**64 - 1),
@@ -204,14 +205,14 @@ def _encoded(key: str, value: Any, how: ImageFormat) -> EncodedImage:
 
 
 def check_number(name: str, value: Any, low: float, high: float) -> float:
-    """`value` as a float in low..high (high itself only where it is finite)."""
+    """`value` as a float in low..high."""
     if type(value) is not float:
         if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
             hint = f"; an array of that name goes into tensors={{{name!r}: ...}}" if hasattr(value, "__array__") else ""
             raise ObservationError(f"{name} is {_described(value)}; it must be a number{hint}")
         value = float(value)
-    if not low <= value <= high or value == math.inf:
-        wanted = f"{low:g} or more" if high == math.inf else f"{low:g}..{high:g}"
+    if not low <= value <= high:  # NaN too
+        wanted = f"{low:g}..{high:g}"
         raise ObservationError(f"{name} is {value!r}; it must be {wanted}")
     found: float = value
     return found

@@ -1,0 +1,343 @@
+"""The asyncio client: the blocking client's session and sockets, driven by the loop that its first await runs in.
+
+The sockets' file descriptors are watched with add_reader. They are edge-triggered: they tell only that something happened, and any use of
+a socket may swallow that, so every use is followed by reading until nothing is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import inspect
+import math
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+from inferential.client.connection import BaseConnection, BaseModel, deadline_after
+from inferential.client.observation import Defaults, Encode, draft
+from inferential.client.options import Options
+from inferential.client.reply import PingResult, Reply, Sent
+from inferential.client.session import WAIT, Inbox, LinkState, Stats, Verdict
+from inferential.client.watchdog import Action, Fallback
+from inferential.errors import ConcurrentWaitError
+
+
+class AsyncConnection(BaseConnection):
+    """A connection to a server for asyncio. Constructing it never blocks and never fails for want of a server.
+
+    Arguments and ConfigError are those of Connection. It belongs to the event loop of its first await. Any number of tasks may use it, one
+    waiting per model. A wait may be cancelled: it then abandons no request and loses no reply.
+
+    Thread-safety: none; use it from its loop only.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        client_id: str,
+        client_type: str = "",
+        *,
+        connect_timeout_ms: float = 1000.0,
+        request_timeout_ms: float = 30_000.0,
+        heartbeat_ms: int = 1000,
+        linger_ms: int = 200,
+        max_message_bytes: int = 256 * 1024 * 1024,
+        high_water_mark: int = 1000,
+        hold_off: bool = True,
+        zero_copy: bool = True,
+        on_link: Callable[[LinkState], None] | None = None,
+    ) -> None:
+        options = Options(
+            server,
+            client_id,
+            client_type,
+            connect_timeout_ms,
+            request_timeout_ms,
+            heartbeat_ms,
+            linger_ms,
+            max_message_bytes,
+            high_water_mark,
+            hold_off,
+            zero_copy,
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._descriptors: tuple[int, int] | None = None
+        self._waiters: dict[asyncio.Future[None], Callable[[], bool]] = {}  # future -> whether it has waited enough
+        self._waiting_models: set[str] = set()
+        super().__init__(options, on_link)
+
+    def model(
+        self,
+        model_id: str,
+        latency_budget_ms: float = 50.0,
+        priority: int = 1,
+        step_ms: float | None = None,
+        *,
+        slot: str = "",
+        latest_only: bool = False,
+        fallback: Fallback | None = None,
+    ) -> AsyncModel:
+        """A handle on a model; arguments and errors as Connection.model(). A fallback callback may be a coroutine function."""
+        self._session.check_open()
+        defaults = Defaults(model_id, latency_budget_ms, priority, step_ms or 0.0, slot, latest_only)
+        return AsyncModel(self, self._session.inbox(model_id), defaults, fallback)
+
+    @property
+    def link_state(self) -> LinkState:
+        """The link, as of now."""
+        self._read_and_wake()
+        return self._session.link
+
+    @property
+    def stats(self) -> Stats:
+        """A copy of the counters, as of now."""
+        self._read_and_wake()
+        return self._session.stats
+
+    async def ping(self, timeout_ms: float = 1000.0) -> PingResult | None:
+        """As Connection.ping(). Several may be under way."""
+        self._session.check_open()
+        self._attach()
+        deadline = deadline_after(timeout_ms, time.monotonic())
+        self._read_and_wake()
+        if self._session.link is LinkState.CONNECTING:
+            await self._await_handshake(deadline)
+            self._session.check_open()
+        ping = self._send_ping()
+        if ping is None:
+            return None
+        self._read_and_wake()
+        try:
+            await self._until(lambda: ping.ended, deadline)
+        finally:
+            self._session.end_ping(ping)
+        return ping.result
+
+    async def close(self) -> None:
+        """Ends outstanding requests LINK_LOST, so that whoever waits returns, and closes the sockets. Takes at most linger_ms.
+
+        Closing twice is no error. Replies that have arrived can still be taken.
+        """
+        self._detach()
+        if not self._shut():
+            return
+        self._tell_link()
+        self._wake()
+        # Where this is the process's last connection, its last messages may still be leaving.
+        await asyncio.get_running_loop().run_in_executor(None, lambda: self._socket.release(wait=True))
+
+    async def __aenter__(self) -> AsyncConnection:
+        self._attach()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # it may not have been constructed, or the interpreter ends
+            self._detach()
+            if self._shut():
+                self._socket.release(wait=False)
+
+    def _attach(self) -> None:
+        """Has the running loop watch the sockets, where it doesn't yet."""
+        loop = asyncio.get_running_loop()
+        if self._loop is loop or self._session.link is LinkState.CLOSED:
+            return
+        self._check_process()
+        if self._loop is not None and not self._loop.is_closed():
+            raise ConcurrentWaitError(
+                "this AsyncConnection belongs to another event loop that still runs; use one connection per loop"
+            )
+        self._loop = loop
+        self._waiters.clear()
+        self._waiting_models.clear()
+        self._descriptors = self._socket.file_descriptors
+        for descriptor in self._descriptors:
+            loop.add_reader(descriptor, self._read_and_wake)
+        self._read_and_wake()
+
+    def _detach(self) -> None:
+        loop, descriptors = self._loop, self._descriptors
+        self._descriptors = None
+        if loop is not None and descriptors is not None and not loop.is_closed():
+            for descriptor in descriptors:
+                loop.remove_reader(descriptor)
+
+    def _read_and_wake(self) -> None:
+        if self._session.link is LinkState.CLOSED:
+            return
+        while self._socket.poll(0):
+            self._absorb(time.monotonic())
+        self._session.expire(time.monotonic())
+        self._wake()
+
+    def _wake(self) -> None:
+        for future, enough in self._waiters.items():
+            if not future.done() and enough():
+                future.set_result(None)
+
+    async def _until(self, enough: Callable[[], bool], until_s: float) -> None:
+        """Waits until `enough()`, at most until then."""
+        loop = asyncio.get_running_loop()
+        while not enough():
+            now = time.monotonic()
+            if now >= until_s:
+                return
+            expiry = self._session.next_expiry()
+            wake_s = until_s if expiry is None else min(until_s, expiry)
+            future: asyncio.Future[None] = loop.create_future()
+            timer = None
+            if wake_s < math.inf:
+                timer = loop.call_later(max(0.0, wake_s - now), _end_wait, future)
+            self._waiters[future] = enough
+            try:
+                await future
+            finally:
+                self._waiters.pop(future, None)
+                if timer is not None:
+                    timer.cancel()
+            self._session.expire(time.monotonic())
+
+    async def _await_handshake(self, until_s: float) -> None:
+        await self._until(lambda: self._session.link is not LinkState.CONNECTING, until_s)
+
+
+class AsyncModel(BaseModel):
+    """A model on an asyncio connection, made by AsyncConnection.model(). One task at a time may wait for its replies."""
+
+    def __init__(
+        self, connection: AsyncConnection, inbox: Inbox, defaults: Defaults, fallback: Fallback | None
+    ) -> None:
+        super().__init__(inbox, defaults, fallback)
+        self._connection = connection
+
+    async def observe(
+        self,
+        /,
+        *,
+        urgency: float = 0.0,
+        steps_remaining: int | None = None,
+        latency_budget_ms: float | None = None,
+        priority: int | None = None,
+        step_ms: float | None = None,
+        slot: str | None = None,
+        latest_only: bool | None = None,
+        timestamp_ns: int | None = None,
+        timestamps_ns: Mapping[str, int] | None = None,
+        tensors: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        encode: Encode | None = None,
+        **values: Any,
+    ) -> Sent:
+        """Sends an observation; arguments and errors as Model.observe(). Suspends only while the connection's first send waits for the
+        handshake: sends of other tasks meanwhile wait with it, no later one ever does. Images are encoded in the calling thread.
+        """
+        d = draft(
+            self._defaults,
+            values,
+            urgency=urgency,
+            steps_remaining=steps_remaining,
+            latency_budget_ms=latency_budget_ms,
+            priority=priority,
+            step_ms=step_ms,
+            slot=slot,
+            latest_only=latest_only,
+            timestamp_ns=timestamp_ns,
+            timestamps_ns=timestamps_ns,
+            tensors=tensors,
+            metadata=metadata,
+            encode=encode,
+        )
+        connection = self._connection
+        connection._session.check_open()
+        connection._attach()
+        connection._read_and_wake()
+        until_s = connection._handshake_deadline(time.monotonic())
+        if until_s is not None:
+            await connection._await_handshake(until_s)
+        sent = connection._send(self._inbox, d, connection._pack(d))
+        connection._read_and_wake()  # sending may have swallowed the sockets' signal
+        return sent
+
+    async def get_result(self, timeout_ms: float | None = 100.0) -> Reply | None:
+        """As Model.get_result(). Cancelled, it abandons nothing.
+
+        Raises:
+            ConcurrentWaitError: another task waits for this model's replies.
+            ValueError: the timeout is no number of 0 or more.
+        """
+        return await self._await(self._connection._session.result, timeout_ms, abandon=timeout_ms != 0)
+
+    async def next_reply(self, timeout_ms: float | None = 100.0) -> Reply | None:
+        """As Model.next_reply(). Cancelled, it loses no reply.
+
+        Raises:
+            ConcurrentWaitError: another task waits for this model's replies.
+            ValueError: the timeout is no number of 0 or more.
+        """
+        return await self._await(self._connection._session.next_reply, timeout_ms, abandon=False)
+
+    async def act(self, timeout_ms: float = 100.0) -> Action:
+        """As Model.act()."""
+        reply = await self.get_result(timeout_ms)
+        if reply is not None:
+            return self._watchdog.fresh(reply, time.monotonic())
+        action = self._watchdog.fall_back(self._inbox.last_status, time.monotonic())
+        if inspect.isawaitable(action.tensors):
+            return dataclasses.replace(action, tensors=await action.tensors)
+        return action
+
+    async def cancel(self, request_id: int) -> bool:
+        """As Model.cancel()."""
+        connection = self._connection
+        connection._session.check_open()
+        connection._attach()
+        connection._read_and_wake()
+        sent = connection._send_cancel(self._inbox, request_id)
+        connection._read_and_wake()
+        return sent
+
+    async def _await(
+        self, take: Callable[[Inbox, float], Verdict], timeout_ms: float | None, *, abandon: bool
+    ) -> Reply | None:
+        connection, inbox = self._connection, self._inbox
+        now = time.monotonic()
+        deadline = deadline_after(timeout_ms, now)
+        if inbox.model_id in connection._waiting_models:
+            raise ConcurrentWaitError(
+                f"another task already waits for replies of model {inbox.model_id!r}; only one may at a time"
+            )
+        connection._attach()
+        connection._read_and_wake()
+        verdict = take(inbox, now)
+        if verdict is not WAIT:
+            return verdict
+        if timeout_ms == 0:
+            return None
+        connection._waiting_models.add(inbox.model_id)
+        try:
+            while True:
+                await connection._until(lambda: bool(inbox.replies) or not inbox.outstanding, deadline)
+                connection._read_and_wake()  # a busy loop may run the timer before it reads
+                now = time.monotonic()
+                verdict = take(inbox, now)
+                if verdict is not WAIT:
+                    return verdict
+                if now >= deadline:
+                    if abandon:
+                        connection._session.abandon(inbox)
+                        connection._wake()
+                    return None
+        finally:
+            connection._waiting_models.discard(inbox.model_id)
+
+
+def _end_wait(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
