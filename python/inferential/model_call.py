@@ -139,8 +139,8 @@ class ModelCall:
         self._model = model
         self._infer: Callable[..., Any] | None = infer
         self._infer_batch: Callable[..., Any] | None = infer_batch
-        self._infer_context = infer is not None and _takes_context(infer)
-        self._batch_context = infer_batch is not None and _takes_context(infer_batch)
+        self._infer_context = infer is not None and takes_context(infer)
+        self._batch_context = infer_batch is not None and takes_context(infer_batch)
         self._wants_context = self._infer_context or self._batch_context
         self.batched = infer_batch is not None
         self.is_async = any(_is_async(m) for m in (infer, infer_batch) if m is not None)
@@ -282,7 +282,7 @@ def _is_async(method: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(method) or inspect.iscoroutinefunction(getattr(method, "__call__", None))  # noqa: B004
 
 
-def _takes_context(method: Callable[..., Any]) -> bool:
+def takes_context(method: Callable[..., Any]) -> bool:
     """Whether there is a second positional argument: a required one, or one named `context`."""
     try:
         parameters = inspect.signature(method).parameters.values()

@@ -1,0 +1,262 @@
+"""Ray as this package uses it: joining or starting it, what Serve runs, and a small shared store.
+
+The one place with calls outside Ray's stable API, each with a fallback. Everything blocks: call it in a thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from inferential.config.schema import RayConfig
+from inferential.errors import ConfigError, MissingDependencyError
+
+logger = logging.getLogger("inferential.ray")
+
+NAMESPACE = "inferential"
+"""Of the keys in Ray's own key-value store."""
+
+# Read by Ray Serve when it is imported, here and in the replicas of an embedded Ray. That handles run their router in the
+# caller's loop is asked for handle by handle: set for everything, it would break sync models that call other deployments.
+_SERVE_ENVIRONMENT = {
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 * 1024 * 1024),
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+def prepare_environment() -> None:
+    """Sets the environment of Ray and Ray Serve where the user has not; call it before either is imported."""
+    for name, value in _SERVE_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def join_or_start(config: RayConfig) -> bool:
+    """Connects this process to Ray, and makes sure that Serve runs there.
+
+    Returns:
+        Whether Ray was started by this call (and dies with this process).
+
+    Raises:
+        MissingDependencyError: Ray is not installed.
+        ConfigError: there is no cluster at `config.address`.
+    """
+    prepare_environment()
+    try:
+        import ray
+        from ray import serve
+    except ImportError as e:
+        raise MissingDependencyError(f"Ray Serve models need Ray: pip install 'inferential[server]' ({e})") from None
+    started = False
+    if not ray.is_initialized():
+        options: dict[str, Any] = {"namespace": config.namespace, "log_to_driver": False, "logging_level": "warning"}
+        embedded: dict[str, Any] = {"include_dashboard": False, "num_cpus": config.num_cpus}
+        address = config.address or os.environ.get("RAY_ADDRESS") or _cluster_on_this_machine() or "local"
+        try:
+            if address == "local":
+                ray.init(address="local", **embedded, **options)
+                started = True
+            else:
+                ray.init(address=address, **options)
+        except (ConnectionError, ValueError, RuntimeError) as e:
+            raise ConfigError(
+                f"ray.address: cannot use {address!r} ({e}); give the address of a running cluster, or 'local'"
+            ) from e
+    # Handles need no HTTP proxy; where Serve already runs this changes nothing.
+    serve.start(proxy_location="Disabled")
+    return started
+
+
+def leave(*, stop_serve: bool) -> None:
+    """Disconnects from Ray; an embedded one stops, and with it its Serve."""
+    import ray
+
+    if stop_serve:
+        from ray import serve
+
+        try:
+            serve.shutdown()
+        except Exception as e:  # whatever state it is in, it dies with Ray
+            logger.debug("serve.shutdown: %s", e)
+    ray.shutdown()
+
+
+def _cluster_on_this_machine() -> str | None:
+    """Address of a cluster that `ray start` began here, if it still runs."""
+    from ray._private.utils import read_ray_address
+
+    try:
+        address: str | None = read_ray_address(None)
+    except Exception:
+        return None
+    if not address:
+        return None
+    import socket
+
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1.0).close()
+    except (OSError, ValueError):
+        return None  # left over from a cluster that is gone
+    return address
+
+
+# --- what Serve runs -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """A Serve application as its controller sees it."""
+
+    name: str
+    deployment: str
+    """Its ingress deployment: the model."""
+    status: str
+    deployed_at: float
+    """Wall clock of its last deployment; tells one deployment from the next."""
+    replicas: int
+    """Running replicas of the ingress deployment."""
+    max_ongoing_requests: int
+    scaled_to_zero: bool
+    """No replica because there is no load: a call through the handle starts one."""
+
+
+def applications(names: Iterable[str]) -> dict[str, Application]:
+    """The Serve applications with these names, as far as they exist."""
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return {}
+    details = client.get_serve_details().get("applications", {})
+    found: dict[str, Application] = {}
+    for name in names:
+        app = details.get(name)
+        if app is None:
+            continue
+        deployments = app.get("deployments", {})
+        ingress = _ingress(client, name, deployments)
+        deployment = deployments.get(ingress)
+        if deployment is None:
+            continue
+        settings = deployment.get("deployment_config") or {}
+        running = sum(1 for r in deployment.get("replicas", ()) if _text(r.get("state")) == "RUNNING")
+        found[name] = Application(
+            name=name,
+            deployment=ingress,
+            status=_text(app.get("status")),
+            deployed_at=float(app.get("last_deployed_time_s") or 0.0),
+            replicas=running,
+            max_ongoing_requests=int(settings.get("max_ongoing_requests") or 5),
+            scaled_to_zero=bool(settings.get("autoscaling_config")) and deployment.get("target_num_replicas") == 0,
+        )
+    return found
+
+
+def _text(value: Any) -> str:
+    return str(getattr(value, "value", value))
+
+
+def _ingress(client: Any, app: str, deployments: dict[str, Any]) -> str:
+    if len(deployments) == 1:
+        return next(iter(deployments))
+    import ray
+
+    try:
+        return str(ray.get(client._controller.get_ingress_deployment_name.remote(app), timeout=5.0))
+    except Exception as e:
+        logger.debug("ingress of %s: %s", app, e)
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """How a deployment's class wants to be called."""
+
+    servable: bool
+    """Whether it was decorated with inferential.serving.servable."""
+    method: str
+    takes_context: bool
+
+
+def signature(app: Application) -> Signature | None:
+    """Looks at a deployment's class, in a Ray task, so that what it imports stays out of this process.
+
+    Returns:
+        None where the class could not be loaded.
+    """
+    import ray
+    from ray.serve.context import _get_global_client
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    try:
+        client = _get_global_client()
+        route = ray.get(client._controller.get_deployment_info.remote(app.deployment, app.name), timeout=10.0)
+        task = ray.remote(num_cpus=0, max_retries=0)(_signature).options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True)
+        )
+        found = ray.get(task.remote(route), timeout=60.0)
+    except Exception as e:
+        logger.warning("cannot look at the class of model %r (%s): calling infer(obs)", app.name, e)
+        return None
+    return Signature(*found)
+
+
+def _signature(route: bytes) -> tuple[bool, str, bool]:
+    import inspect
+
+    from ray.serve._private.deployment_info import DeploymentInfo
+    from ray.serve.generated.serve_pb2 import DeploymentRoute
+
+    from inferential.model_call import takes_context
+
+    info = DeploymentInfo.from_proto(DeploymentRoute.FromString(route).deployment_info)
+    target = info.replica_config.deployment_def
+    if isinstance(target, str):
+        from ray._common.utils import import_attr
+
+        target = import_attr(target)
+    if not inspect.isclass(target):
+        return False, "__call__", takes_context(target)
+    name = "infer" if hasattr(target, "infer") else "__call__"
+    method = inspect.getattr_static(target, name, None)
+    # Looked up on the class, a method still has its `self`: bind it to nothing in particular.
+    bound = method.__get__(object()) if hasattr(method, "__get__") else method
+    return bool(getattr(target, "__inferential_servable__", False)), name, callable(bound) and takes_context(bound)
+
+
+# --- a small shared store --------------------------------------------------------------------------------------------
+
+
+def put(key: str, value: bytes) -> None:
+    """Writes a key for the whole cluster to read."""
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    _internal_kv_put(key, value, overwrite=True, namespace=NAMESPACE)
+
+
+def get(key: str) -> bytes | None:
+    """Reads a key, None where there is none."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    value: bytes | None = _internal_kv_get(key, namespace=NAMESPACE)
+    return value
+
+
+def delete(key: str) -> None:
+    """Removes a key."""
+    from ray.experimental.internal_kv import _internal_kv_del
+
+    _internal_kv_del(key, namespace=NAMESPACE)
+
+
+def keys(prefix: str) -> list[str]:
+    """All keys that begin so."""
+    from ray.experimental.internal_kv import _internal_kv_list
+
+    return [k.decode() for k in _internal_kv_list(prefix, namespace=NAMESPACE)]

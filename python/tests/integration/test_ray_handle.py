@@ -1,0 +1,119 @@
+"""Plain Serve deployments, through Serve's own handles."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+
+from inferential.scheduling.request import CallError, ItemError
+
+from .ray_driver import driving
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+SMALL = {"num_cpus": 0.1}
+
+
+def test_plain_deployments(ray_session: None) -> None:
+    """Sync, async and callable models, with and without context; strings, bare arrays, large arrays and failures."""
+    from ray import serve
+
+    @serve.deployment(ray_actor_options=SMALL, num_replicas=2, max_ongoing_requests=3)
+    class Sync:
+        def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+            if "fail" in obs:
+                raise ValueError("no such pose")
+            return {"double": obs["x"] * 2, "word": obs["word"], "list": [1.0, 2.0]}
+
+    @serve.deployment(ray_actor_options=SMALL)
+    class Async:
+        async def infer(self, obs: dict[str, Any], context: Any = None) -> dict[str, Any]:
+            await asyncio.sleep(0)
+            return {"who": context.client_id, "priority": np.int32(context.priority), "left": context.remaining_ms}
+
+    @serve.deployment(ray_actor_options=SMALL)
+    class Callable:
+        def __call__(self, obs: dict[str, Any]) -> Any:
+            return obs["x"][::-1]
+
+    apps = {"plain-sync": Sync, "plain-async": Async, "plain-call": Callable}
+    for name, deployment in apps.items():
+        serve.run(deployment.bind(), name=name, route_prefix=None)
+
+    async def main() -> None:
+        async with driving(list(apps)) as driver:
+            (replica,) = await driver.replica("plain-sync")
+            assert (replica.path, replica.max_batch_size) == ("handle", 1)
+            await driver.until(lambda: driver.of("plain-sync")[0].slots == 6)
+            got = await driver.infer("plain-sync", x=np.arange(4, dtype=np.float32), metadata={"word": "hej"})
+            np.testing.assert_array_equal(got["double"], np.float32([0, 2, 4, 6]))
+            assert got["double"].dtype == np.float32
+            assert (got["word"], list(got["list"])) == ("hej", [1.0, 2.0])
+
+            failed = await driver.infer("plain-sync", metadata={"fail": "yes"})
+            assert failed == ItemError("ValueError: no such pose")
+
+            big = np.random.default_rng(0).integers(0, 255, (3_000_000,), np.uint8)
+            got = await driver.infer("plain-sync", x=big, metadata={"word": ""})
+            np.testing.assert_array_equal(got["double"], big * 2)
+
+            got = await driver.infer("plain-async", x=np.zeros(1))
+            assert got["who"] == "robot"
+            assert got["priority"] == 2
+            assert 0 < got["left"] <= 40_000
+
+            got = await driver.infer("plain-call", x=np.arange(3))
+            np.testing.assert_array_equal(got["actions"], [2, 1, 0])
+
+    try:
+        asyncio.run(main())
+    finally:
+        for name in apps:
+            serve.delete(name)
+
+
+def test_model_that_is_not_there_yet_and_goes_again(ray_session: None) -> None:
+    from ray import serve
+
+    @serve.deployment(ray_actor_options=SMALL)
+    class Late:
+        def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+            return {"y": obs["x"]}
+
+    async def main() -> None:
+        async with driving(["late"]) as driver:
+            assert not driver.of("late")
+            await asyncio.to_thread(serve.run, Late.bind(), name="late", route_prefix=None)
+            await driver.replica("late")
+            assert (await driver.infer("late", x=np.ones(2)))["y"].shape == (2,)
+            await asyncio.to_thread(serve.delete, "late")
+            await driver.until(lambda: not driver.of("late"))
+
+    asyncio.run(main())
+
+
+def test_every_call_is_bounded(ray_session: None) -> None:
+    """A model that hangs costs its callers their deadline, not more."""
+    from ray import serve
+
+    @serve.deployment(ray_actor_options=SMALL, graceful_shutdown_timeout_s=0.5)
+    class Hung:
+        async def infer(self, obs: dict[str, Any]) -> None:
+            await asyncio.sleep(3600)
+
+    serve.run(Hung.bind(), name="hung-plain", route_prefix=None)
+
+    async def main() -> None:
+        async with driving(["hung-plain"]) as driver:
+            (replica,) = await driver.replica("hung-plain")
+            call = driver.start_call(replica, [driver.request("hung-plain", x=1.0)], timeout_s=0.3)
+            outcome = await driver.outcome(call)
+            assert isinstance(outcome, CallError)
+            assert "no answer in time" in outcome.message
+
+    try:
+        asyncio.run(main())
+    finally:
+        serve.delete("hung-plain")
