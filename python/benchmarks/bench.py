@@ -1,0 +1,387 @@
+"""Benchmarks, side by side in one run: `make bench`, or `python bench.py [SECTION...] [--rounds N] [--seconds S] [--out DIR]`.
+
+Competitors take turns within each round, so that a slow moment of the machine hits all of them; figures are medians over the
+rounds, ratios are taken within a round. Each section writes DIR/SECTION.json; report.py turns those into docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+from processes import HERE, PEER_PYTHON, Stand, load, measure
+
+SMALL, CAMERA, LARGE = "28", "150528", "6220800"
+ROOT = HERE.parent.parent
+
+Row = dict[str, Any]
+Run = Callable[[], Row]
+
+
+def rounds(runs: dict[str, Run], count: int) -> dict[str, list[Row]]:
+    """Runs each competitor once per round, in turn."""
+    rows: dict[str, list[Row]] = {name: [] for name in runs}
+    for turn in range(count):
+        for name, run in runs.items():
+            try:
+                row = run()
+            except (RuntimeError, TimeoutError, subprocess.TimeoutExpired) as error:
+                row = {"error": str(error)}
+            rows[name].append(row)
+            brief = {k: round(v, 3) for k, v in row.items() if isinstance(v, (int, float))} or row
+            print(f"  round {turn + 1}: {name}: {brief}", flush=True)
+    return rows
+
+
+def summarise(rows: list[Row]) -> Row:
+    """Medians over the rounds; the quantiles of the median round."""
+    good = [row for row in rows if "error" not in row]
+    if not good:
+        return {"error": rows[-1].get("error", "no result")}
+    keys = [k for k, v in good[0].items() if isinstance(v, (int, float))]
+    found: Row = {k: statistics.median(row[k] for row in good if k in row) for k in keys}
+    found["lost"] = sum(row.get("lost", 0) for row in good)
+    if "p50_ms" in found:
+        middle = min(good, key=lambda row: abs(row["p50_ms"] - found["p50_ms"]))
+        found["quantiles_ms"] = middle["quantiles_ms"]
+    return found
+
+
+def ratio(rows: dict[str, list[Row]], a: str, b: str, key: str) -> float | None:
+    """Median over the rounds of a / b."""
+    pairs = [(x[key], y[key]) for x, y in zip(rows[a], rows[b], strict=True) if key in x and key in y]
+    return statistics.median(x / y for x, y in pairs) if pairs else None
+
+
+class Bench:
+    """The options of a run, and what the sections share."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.rounds = args.rounds
+        self.seconds = args.seconds
+        self.quick = args.quick
+
+    def options(self, size: str, in_flight: int = 1, clients: int = 1) -> list[str]:
+        seconds = self.seconds * (2 if size == LARGE else 1)
+        warm_up = 20 if size == LARGE or self.quick else 200
+        return [
+            *("--size", size, "--in-flight", str(in_flight), "--clients", str(clients)),
+            *("--seconds", str(seconds), "--warm-up", str(warm_up)),
+        ]
+
+    def compare(self, runs: dict[str, Run]) -> tuple[dict[str, list[Row]], Row]:
+        rows = rounds(runs, self.rounds)
+        return rows, {name: summarise(found) for name, found in rows.items()}
+
+    # ------------------------------------------------------------------ sections
+
+    def roundtrip(self) -> Row:
+        """One client, a local inline model: against one raw hop, and against the released 1.4.0 and its in-process model."""
+        found: Row = {}
+        with contextlib.ExitStack() as stack:
+            start = stack.enter_context
+            echo = {copy: start(Stand("stands", "raw-echo", "--copy", copy)) for copy in ("0", "1")}
+            ours = start(Stand("stands", "ours"))
+            peer = start(Stand("stands", "peer", python=PEER_PYTHON))
+            for size in (SMALL, CAMERA):
+                for in_flight in (1, 32):
+                    options = self.options(size, in_flight)
+                    raw = echo["1" if size == SMALL else "0"]["endpoint"]
+                    print(f"{size} bytes, {in_flight} in flight", flush=True)
+                    rows, summary = self.compare(
+                        {
+                            "raw ZMQ, one hop": lambda o=options, e=raw: load("raw", "--endpoint", e, *o),
+                            "inferential 2.0.0, inline model": lambda o=options: load(
+                                "sdk", "--endpoint", ours["endpoint"], *o
+                            ),
+                            "inferential 1.4.0, in-process model": lambda o=options: load(
+                                "sdk", "--endpoint", peer["endpoint"], *o, python=PEER_PYTHON
+                            ),
+                        }
+                    )
+                    mine = "inferential 2.0.0, inline model"
+                    summary["ratios"] = {
+                        "p50 / raw": ratio(rows, mine, "raw ZMQ, one hop", "p50_ms"),
+                        "throughput / raw": ratio(rows, mine, "raw ZMQ, one hop", "per_second"),
+                        "p50 / 1.4.0": ratio(rows, mine, "inferential 1.4.0, in-process model", "p50_ms"),
+                        "throughput / 1.4.0": ratio(rows, mine, "inferential 1.4.0, in-process model", "per_second"),
+                    }
+                    found[f"{size} bytes, {in_flight} in flight"] = summary
+        return found
+
+    def handle(self) -> Row:
+        """What the server adds to a tuned Serve handle: the same application, with and without it."""
+        found: Row = {}
+        with contextlib.ExitStack() as stack:
+            start = stack.enter_context
+            address = start(Stand("stands", "cluster"))["address"]
+            ours = start(Stand("stands", "ours", "--address", address, "--models", "tuned", "--config", OUR_CONFIG))
+            for size in (SMALL, CAMERA):
+                options = self.options(size)
+                print(f"{size} bytes", flush=True)
+                rows, summary = self.compare(
+                    {
+                        "Serve handle alone, tuned": lambda o=options: load(
+                            "handle", "--address", address, "--model", "tuned", "--tuned", *o
+                        ),
+                        "inferential 2.0.0, handle path": lambda o=options: load(
+                            "sdk", "--endpoint", ours["endpoint"], "--model", "tuned", *o
+                        ),
+                    }
+                )
+                pairs = zip(rows["inferential 2.0.0, handle path"], rows["Serve handle alone, tuned"], strict=True)
+                added = [x["p50_ms"] - y["p50_ms"] for x, y in pairs if "p50_ms" in x and "p50_ms" in y]
+                summary["ratios"] = {"added p50, ms": statistics.median(added) if added else None}
+                found[f"{size} bytes, 1 in flight"] = summary
+        return found
+
+    def direct(self) -> Row:
+        """Every way through Ray Serve, and the floor under them."""
+        found: Row = {}
+        with contextlib.ExitStack() as stack:
+            start = stack.enter_context
+            broker = {copy: start(Stand("stands", "raw-broker", "--copy", copy)) for copy in ("0", "1")}
+            for copy, stand in broker.items():
+                start(Stand("stands", "raw-worker", "--endpoint", stand["back"], "--copy", copy))
+            address = start(Stand("stands", "cluster"))["address"]
+            ours = start(
+                Stand("stands", "ours", "--address", address, "--models", "servable,tuned", "--config", OUR_CONFIG)
+            )
+            peer = start(Stand("stands", "peer", "--address", address, "--models", "default", python=PEER_PYTHON))
+            for size, in_flight in [(s, k) for s in (SMALL, CAMERA, LARGE) for k in (1, 2, 4, 8, 16, 32, 64)]:
+                if size == LARGE and in_flight > 8:
+                    continue
+                options = self.options(size, in_flight)
+                raw = broker["1" if size == SMALL else "0"]["endpoint"]
+
+                def through(model: str, o: list[str] = options) -> Row:
+                    return load("sdk", "--endpoint", ours["endpoint"], "--model", model, *o)
+
+                def alone(model: str, *more: str, o: list[str] = options) -> Row:
+                    return load("handle", "--address", address, "--model", model, *more, *o)
+
+                runs: dict[str, Run] = {
+                    "raw ZMQ, two hops": lambda o=options, e=raw: load("raw", "--endpoint", e, *o),
+                    "inferential 2.0.0, direct path": lambda t=through: t("servable"),
+                }
+                if in_flight in (1, 32) or size == LARGE:
+                    runs |= {
+                        "inferential 2.0.0, handle path": lambda t=through: t("tuned"),
+                        "Serve handle alone, tuned": lambda a=alone: a("tuned", "--tuned"),
+                        "Serve handle alone, default": lambda a=alone: a("default"),
+                        "inferential 1.4.0 on Ray Serve": lambda o=options: load(
+                            "sdk", "--endpoint", peer["endpoint"], "--model", "default", *o, python=PEER_PYTHON
+                        ),
+                    }
+                print(f"{size} bytes, {in_flight} in flight", flush=True)
+                rows, summary = self.compare(runs)
+                mine = "inferential 2.0.0, direct path"
+                summary["ratios"] = {
+                    "p50 / raw": ratio(rows, mine, "raw ZMQ, two hops", "p50_ms"),
+                    "throughput / raw": ratio(rows, mine, "raw ZMQ, two hops", "per_second"),
+                }
+                if "inferential 1.4.0 on Ray Serve" in runs:
+                    summary["ratios"] |= {
+                        "p50 of 1.4.0 / ours": ratio(rows, "inferential 1.4.0 on Ray Serve", mine, "p50_ms"),
+                        "throughput / 1.4.0": ratio(rows, mine, "inferential 1.4.0 on Ray Serve", "per_second"),
+                    }
+                found[f"{size} bytes, {in_flight} in flight"] = summary
+        return found
+
+    def clients(self) -> Row:
+        """The direct path with many clients, each with one request in flight."""
+        found: Row = {}
+        with contextlib.ExitStack() as stack:
+            start = stack.enter_context
+            broker = start(Stand("stands", "raw-broker"))
+            start(Stand("stands", "raw-worker", "--endpoint", broker["back"]))
+            address = start(Stand("stands", "cluster"))["address"]
+            ours = start(Stand("stands", "ours", "--address", address, "--models", "servable", "--config", OUR_CONFIG))
+            for count in (1, 4, 64):
+                options = self.options(SMALL, in_flight=count, clients=count)
+                print(f"{count} clients", flush=True)
+                _, summary = self.compare(
+                    {
+                        "raw ZMQ, two hops": lambda o=options: load("raw", "--endpoint", broker["endpoint"], *o),
+                        "inferential 2.0.0, direct path": lambda o=options: load(
+                            "sdk", "--endpoint", ours["endpoint"], "--model", "servable", *o
+                        ),
+                    }
+                )
+                found[f"{SMALL} bytes, {count} clients"] = summary
+        return found
+
+    def replicas(self) -> Row:
+        """The direct path with more replicas."""
+        found: Row = {}
+        for count in (1, 2, 4):
+            with contextlib.ExitStack() as stack:
+                start = stack.enter_context
+                address = start(Stand("stands", "cluster", "--replicas", str(count)))["address"]
+                ours = start(
+                    Stand("stands", "ours", "--address", address, "--models", "servable", "--config", OUR_CONFIG)
+                )
+                for size in (SMALL, CAMERA):
+                    for in_flight in (1, 32):
+                        options = self.options(size, in_flight)
+                        print(f"{count} replicas, {size} bytes, {in_flight} in flight", flush=True)
+                        _, summary = self.compare(
+                            {
+                                "inferential 2.0.0, direct path": lambda o=options, e=ours["endpoint"]: load(
+                                    "sdk", "--endpoint", e, "--model", "servable", *o
+                                )
+                            }
+                        )
+                        found[f"{count} replicas, {size} bytes, {in_flight} in flight"] = summary
+        return found
+
+    def idle(self) -> Row:
+        """CPU of a server with 1,000 connected clients and their heartbeats, beside a bare ROUTER with the same."""
+        seconds = 5.0 if self.quick else 30.0
+
+        def cpu_percent(stand: Stand, *raw: str) -> Row:
+            with Stand("load", "idle", "--endpoint", stand["endpoint"], "--clients", "1000", *raw):
+                time.sleep(2.0)
+                process = psutil.Process(stand.pid)
+                before = process.cpu_times()
+                time.sleep(seconds)
+                after = process.cpu_times()
+                used = after.user + after.system - before.user - before.system
+                return {"cpu_percent_of_a_core": 100 * used / seconds, "rss_mb": process.memory_info().rss / 2**20}
+
+        with Stand("stands", "raw-echo") as bare, Stand("stands", "ours") as ours:
+            rows, summary = self.compare(
+                {
+                    "bare ROUTER": lambda: cpu_percent(bare, "--raw"),
+                    "inferential 2.0.0": lambda: cpu_percent(ours),
+                }
+            )
+        key = "cpu_percent_of_a_core"
+        added = [x[key] - y[key] for x, y in zip(rows["inferential 2.0.0"], rows["bare ROUTER"], strict=True)]
+        summary["ratios"] = {"added, % of a core": statistics.median(added)}
+        return {"1,000 idle clients": summary}
+
+    def memory(self) -> Row:
+        """The server's memory with 10,000 idle clients, and with 1,000 that ask twice a second, over time."""
+        seconds = 20.0 if self.quick else 600.0
+        found: Row = {}
+        for name, clients, processes, hz in [
+            ("10,000 idle clients", 10_000, 4, "0"),
+            ("1,000 clients at 2 Hz", 1_000, 1, "2"),
+        ]:
+            with contextlib.ExitStack() as stack:
+                ours = stack.enter_context(
+                    Stand("stands", "ours", "--config", '{"transport": {"idle_client_timeout_s": 3600}}')
+                )
+                process = psutil.Process(ours.pid)
+                empty = process.memory_info().rss
+                for _ in range(processes):
+                    each = ["--endpoint", ours["endpoint"], "--clients", str(clients // processes), "--hz", hz]
+                    stack.enter_context(Stand("load", "idle", *each))
+                samples: list[float] = []
+                until = time.monotonic() + seconds
+                while time.monotonic() < until:
+                    time.sleep(seconds / 20)
+                    samples.append(process.memory_info().rss / 2**20)
+                half = len(samples) // 2
+                found[name] = {
+                    "rss_empty_mb": empty / 2**20,
+                    "rss_mb": samples[-1],
+                    "growth_second_half_mb": samples[-1] - samples[half],
+                    "minutes": seconds / 60,
+                    "samples_mb": [round(s, 1) for s in samples],
+                }
+                print(f"  {name}: {found[name]}", flush=True)
+        return found
+
+    def cpp(self) -> Row:
+        """Each SDK's own benchmark against this project's echo server, beside libzmq in the same language."""
+        return self._native("cpp")
+
+    def rust(self) -> Row:
+        """Likewise."""
+        return self._native("rust")
+
+    def _native(self, language: str) -> Row:
+        script = ROOT / language / "scripts" / "bench.sh"
+        with Stand("stands", "ours") as ours, Stand("stands", "raw-echo") as echo:
+            command = [
+                str(script),
+                "--server",
+                ours["endpoint"],
+                "--raw",
+                echo["endpoint"],
+                "--seconds",
+                str(self.seconds),
+            ]
+            return {name: {language: row} for name, row in measure(*command, timeout_s=1800).items()}
+
+
+OUR_CONFIG = json.dumps(
+    {
+        "scheduling": {"pipeline_dispatch": {"enabled": True}},
+        "models": {"default": {"max_inflight": 64, "latency_budget_ms": 10_000}},
+        "queue": {"request_ttl_ms": 20_000},
+    }
+)
+
+SECTIONS = ["roundtrip", "handle", "direct", "clients", "replicas", "idle", "memory", "cpp", "rust"]
+
+
+def machine() -> Row:
+    """What the figures were made on."""
+    models = [
+        line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return {
+        "cpu": models[0] if models else platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "ray": version("ray"),
+        "pyzmq": version("pyzmq"),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "load_before": [round(x, 2) for x in os.getloadavg()],
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    parser.add_argument("--quick", action="store_true", help="one short round: does it run at all")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where the JSON goes")
+    args = parser.parse_args()
+    if args.quick:
+        args.rounds, args.seconds = 1, 0.5
+    sections = args.sections or SECTIONS
+    if unknown := [s for s in sections if s not in SECTIONS]:
+        parser.error(f"no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    bench = Bench(args)
+    for section in sections:
+        print(f"== {section}", flush=True)
+        facts = machine()
+        results = getattr(bench, section)()
+        command = f"make bench ARGS='{section} --rounds {args.rounds} --seconds {args.seconds:g}'"
+        (args.out / f"{section}.json").write_text(
+            json.dumps({"command": command, "machine": facts, "results": results}, indent=1) + "\n"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Starts what is measured and what measures it, each in a process of its own, and ends them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+HERE = Path(__file__).parent
+CACHE = Path(os.environ.get("INFERENTIAL_CACHE", Path.home() / ".cache" / "inferential"))
+PYTHON = sys.executable
+PEER_PYTHON = str(CACHE / "peer-1.4.0" / "bin" / "python")
+
+READY_TIMEOUT_S = 180.0
+
+
+class Stand:
+    """A process that prints a line of JSON when it is ready, and runs until it is ended. A context manager."""
+
+    def __init__(self, script: str, *args: str, python: str = PYTHON, env: Mapping[str, str] | None = None) -> None:
+        self.name = " ".join([script, *args])
+        self._process = subprocess.Popen(
+            [python, str(HERE / f"{script}.py"), *args],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(env or {})},
+        )
+        self.pid = self._process.pid
+        self.facts = self._first_line()
+
+    def __getitem__(self, fact: str) -> str:
+        return str(self.facts[fact])
+
+    def __enter__(self) -> Stand:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Asks it to end, then ends it."""
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _first_line(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        timer = threading.Timer(READY_TIMEOUT_S, self._process.kill)
+        timer.start()
+        try:
+            for line in self._process.stdout:
+                if line.startswith('{"ready"'):
+                    threading.Thread(target=self._drain, daemon=True).start()
+                    return json.loads(line)  # type: ignore[no-any-return]
+        finally:
+            timer.cancel()
+        raise RuntimeError(f"{self.name} ended ({self._process.wait()}) before it was ready")
+
+    def _drain(self) -> None:
+        assert self._process.stdout is not None
+        for _ in self._process.stdout:
+            pass
+
+
+def measure(*command: str, timeout_s: float = 300.0, env: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Runs a load generator to its end; what it printed last, a line of JSON."""
+    done = subprocess.run(
+        list(command),
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=timeout_s,
+        env={**os.environ, **(env or {})},
+        check=False,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode != 0 or not lines:
+        raise RuntimeError(f"{' '.join(command)} exited {done.returncode} without a result")
+    return json.loads(lines[-1])  # type: ignore[no-any-return]
+
+
+def load(how: str, *args: str, python: str = PYTHON, timeout_s: float = 300.0) -> dict[str, Any]:
+    """Runs load.py to its end."""
+    return measure(python, str(HERE / "load.py"), how, *args, timeout_s=timeout_s)

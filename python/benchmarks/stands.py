@@ -1,0 +1,245 @@
+"""The servers that are measured, each a process of its own: `python stands.py NAME [options]`.
+
+Prints one line of JSON when it is ready (where it listens), then serves until it is terminated. Runs in this project's
+environment and, for the names that begin with `peer`, in that of the released 1.4.0, of which it uses the public interface only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import socket
+import time
+from typing import Any
+
+import numpy as np
+import zmq
+
+# The options that make a Serve handle quick, for the driver; replicas get theirs with the deployment (TUNED_REPLICA).
+TUNED_DRIVER = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
+TUNED_REPLICA = {
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 1024 * 1024),
+}
+
+
+def ready(**facts: Any) -> None:
+    """Tells the process that started this one where to reach it."""
+    print(json.dumps({"ready": True, **facts}), flush=True)
+
+
+def free_endpoint() -> str:
+    """An endpoint on a port that was free a moment ago (for servers that can't tell which port they chose)."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+
+
+def raw_echo(copy: bool) -> None:
+    """One hop: a ROUTER that sends back what it gets."""
+    router = zmq.Context.instance().socket(zmq.ROUTER)
+    port = router.bind_to_random_port("tcp://127.0.0.1")
+    router.set_hwm(100_000)
+    ready(endpoint=f"tcp://127.0.0.1:{port}")
+    while True:
+        router.send_multipart(router.recv_multipart(copy=copy), copy=copy)
+
+
+def raw_worker(endpoint: str, copy: bool) -> None:
+    """The far end of the two hops."""
+    dealer = zmq.Context.instance().socket(zmq.DEALER)
+    dealer.set_hwm(100_000)
+    dealer.connect(endpoint)
+    dealer.send(b"ready")
+    ready()
+    while True:
+        dealer.send_multipart(dealer.recv_multipart(copy=copy), copy=copy)
+
+
+def raw_broker(copy: bool) -> None:
+    """Two hops: clients - ROUTER - this loop - ROUTER - a worker."""
+    context = zmq.Context.instance()
+    front, back = context.socket(zmq.ROUTER), context.socket(zmq.ROUTER)
+    for side in (front, back):
+        side.set_hwm(100_000)
+    ports = [side.bind_to_random_port("tcp://127.0.0.1") for side in (front, back)]
+    ready(endpoint=f"tcp://127.0.0.1:{ports[0]}", back=f"tcp://127.0.0.1:{ports[1]}")
+    worker = back.recv_multipart()[0]
+    poller = zmq.Poller()
+    poller.register(front, zmq.POLLIN)
+    poller.register(back, zmq.POLLIN)
+    while True:
+        for side, _ in poller.poll():
+            if side is front:
+                back.send_multipart([worker, *front.recv_multipart(copy=copy)], copy=copy)
+            else:
+                front.send_multipart(back.recv_multipart(copy=copy)[1:], copy=copy)
+
+
+def cluster(replicas: int) -> None:
+    """An embedded Ray with the echo applications: default, tuned (for handles) and servable (for the direct path)."""
+    import ray
+    from inferential.serving import servable
+    from ray import serve
+
+    ray.init(address="local", num_cpus=16, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
+
+    class Echo:
+        async def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+            return {"actions": obs["x"]}
+
+    class Servable:
+        def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+            return {"actions": obs["x"]}
+
+    def deploy(name: str, model: type, count: int, env: dict[str, str]) -> None:
+        options = {"num_cpus": 0.1, "runtime_env": {"env_vars": env}}
+        wrapped = serve.deployment(num_replicas=count, max_ongoing_requests=64, ray_actor_options=options)(model)
+        serve.run(wrapped.bind(), name=name)
+
+    deploy("default", Echo, 1, {})
+    deploy("tuned", Echo, 1, TUNED_REPLICA)
+    deploy("servable", servable(Servable), replicas, {})
+    ready(address=ray.get_runtime_context().gcs_address)
+    while True:
+        time.sleep(3600)
+
+
+def simulated_gpu(batch: bool) -> None:
+    """An embedded Ray with one replica that costs 10 ms + 0.5 ms per item, one call at a time."""
+    import threading
+
+    import ray
+    from inferential.serving import servable
+    from ray import serve
+
+    ray.init(address="local", num_cpus=16, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
+
+    class Gpu:
+        def __init__(self) -> None:
+            self._device = threading.Lock()
+
+        def _run(self, items: int) -> None:
+            with self._device:
+                time.sleep(0.010 + 0.0005 * items)
+
+        def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+            self._run(1)
+            return {"actions": obs["x"], "seq": obs["seq"]}
+
+        def infer_batch(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            self._run(len(batch))
+            return [{"actions": obs["x"], "seq": obs["seq"]} for obs in batch]
+
+    class GpuBehindServeBatch(Gpu):
+        @serve.batch(max_batch_size=64, batch_wait_timeout_s=0.005)
+        async def _batched(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            return await asyncio.to_thread(self.infer_batch, batch)
+
+        async def infer(self, obs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+            return await self._batched(obs)  # type: ignore[no-any-return]
+
+    class GpuOneByOne(Gpu):
+        async def infer(self, obs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+            return await asyncio.to_thread(Gpu.infer, self, obs)
+
+    for name, model, ongoing in [
+        ("gpu", servable(Gpu), 2),
+        ("gpu-one-by-one", GpuOneByOne, 5),
+        *([("gpu-serve-batch", GpuBehindServeBatch, 512)] if batch else []),
+    ]:
+        options = {"num_cpus": 0.1}
+        wrapped = serve.deployment(num_replicas=1, max_ongoing_requests=ongoing, ray_actor_options=options)(model)
+        serve.run(wrapped.bind(), name=name)
+    ready(address=ray.get_runtime_context().gcs_address)
+    while True:
+        time.sleep(3600)
+
+
+def ours(args: argparse.Namespace) -> None:
+    """This project's server: an inline local model, or the applications of a cluster."""
+    from inferential import Server
+    from inferential.config.schema import InferentialConfig
+
+    config = InferentialConfig.model_validate(json.loads(args.config))
+    config.transport.bind = "tcp://127.0.0.1:0"
+
+    async def main() -> None:
+        if args.address is None:
+            config.ray.enabled = False
+            server = Server(config=config, models={"echo": lambda obs: {"actions": obs["x"]}}, inline=True)
+        else:
+            config.ray.address = args.address
+            server = Server(config=config, models=args.models.split(","))
+        running = asyncio.create_task(server.run())
+        while not server.endpoint:
+            await asyncio.sleep(0.01)
+        ready(endpoint=server.endpoint, pid=os.getpid())
+        await running
+
+    asyncio.run(main())
+
+
+def peer(args: argparse.Namespace) -> None:
+    """The released 1.4.0: its own in-process model, or the applications of a cluster."""
+    from inferential import LocalDispatcher, Server  # type: ignore[attr-defined]
+    from inferential.config.schema import InferentialConfig
+
+    endpoint = free_endpoint()
+    models = args.models.split(",")
+    settings: dict[str, Any] = {
+        "transport": {"bind": endpoint},
+        "scheduling": {"pipeline_dispatch": {"enabled": True}},
+        "models": {"default_max_inflight": args.max_inflight},
+    }
+    if args.address is not None:
+        settings["ray"] = {"address": args.address}
+    config = InferentialConfig.model_validate(settings)
+    if args.address is None:
+        echo = {name: lambda obs: {"actions": np.asarray(obs["x"])} for name in models}
+        server = Server(models=models, config=config, dispatcher=LocalDispatcher(echo))
+    else:
+        server = Server(models=models, config=config)
+    ready(endpoint=endpoint, pid=os.getpid())
+    asyncio.run(server.run())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stand")
+    parser.add_argument("--copy", type=int, default=1, help="raw stands: copy frames (quicker when small)")
+    parser.add_argument("--endpoint", help="raw-worker: where the broker listens for it")
+    parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--address", help="of a running cluster")
+    parser.add_argument("--models", default="echo")
+    parser.add_argument("--config", default="{}", help="settings of this project's server, JSON")
+    parser.add_argument("--max-inflight", type=int, default=32)
+    args = parser.parse_args()
+    match args.stand:
+        case "raw-echo":
+            raw_echo(bool(args.copy))
+        case "raw-broker":
+            raw_broker(bool(args.copy))
+        case "raw-worker":
+            raw_worker(args.endpoint, bool(args.copy))
+        case "cluster":
+            cluster(args.replicas)
+        case "gpu":
+            simulated_gpu(batch=True)
+        case "ours":
+            os.environ.update(TUNED_DRIVER)
+            ours(args)
+        case "peer":
+            peer(args)
+        case other:
+            parser.error(f"no stand {other!r}")
+
+
+if __name__ == "__main__":
+    main()
