@@ -221,6 +221,8 @@ def as_wire_array(key: str, value: Any) -> tuple[Array, DType]:
         raise ObservationError(
             f"tensor {key!r} has dtype {array.dtype}, which the wire does not have; use one of {known}"
         )
+    if array.ndim > MAX_DIMENSIONS:
+        raise ObservationError(f"tensor {key!r} has {array.ndim} dimensions; the wire has at most {MAX_DIMENSIONS}")
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
     # ascontiguousarray would make a scalar one-dimensional
