@@ -1,0 +1,325 @@
+//! A session and its socket behind one lock. Reads what has arrived, sends, and says whom to wake; waiting is left to the
+//! blocking and the tokio client.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+
+use crate::error::{Error, NotSentReason};
+use crate::observation::Fields;
+use crate::options::ConnectionOptions;
+use crate::reply::{Counters, LinkState};
+use crate::session::{ModelKey, Session, SessionOptions, Step};
+use crate::wire::Encoded;
+use crate::zmq::{Context, IntOption, LinkEvent, Message, Socket, SocketKind};
+
+/// Messages read in one go, so that a flood cannot hold a caller past its timeout.
+const MESSAGES_PER_READ: usize = 1024;
+/// Frames of one message that are kept; no valid reply has more.
+const MAX_FRAMES: usize = 2 + 1024;
+
+/// Wakes whoever waits for news of this connection.
+pub(crate) trait Wake: Send + 'static {
+    fn wake(&mut self);
+}
+
+struct Transport {
+    socket: Socket,
+    monitor: Socket,
+    frames: Vec<Bytes>,
+}
+
+impl Transport {
+    fn open(options: &ConnectionOptions, endpoint: &str) -> io::Result<Transport> {
+        let context = Context::new()?;
+        let socket = context.socket(SocketKind::Dealer)?;
+        let int = |value: u32| i32::try_from(value).unwrap_or(i32::MAX);
+        let heartbeat = int(options.heartbeat_ms);
+        socket.set(IntOption::Immediate, 1)?;
+        socket.set(IntOption::SendHwm, int(options.send_queue))?;
+        socket.set(IntOption::ReceiveHwm, int(options.receive_queue))?;
+        socket.set(IntOption::HeartbeatIvl, heartbeat)?;
+        socket.set(IntOption::HeartbeatTimeout, 3 * heartbeat)?;
+        socket.set(IntOption::HeartbeatTtl, 3 * heartbeat)?;
+        socket.set(IntOption::ReconnectIvl, int(options.reconnect_ms))?;
+        socket.set(IntOption::ReconnectIvlMax, int(options.reconnect_max_ms))?;
+        socket.set(IntOption::Linger, int(options.linger_ms))?;
+        socket.set_max_message_bytes(i64::try_from(options.max_message_bytes).unwrap_or(i64::MAX))?;
+        let monitor = socket.monitor(&context)?;
+        socket.connect(endpoint)?;
+        Ok(Transport { socket, monitor, frames: Vec::new() })
+    }
+
+    /// Reads one whole message into `self.frames`; whether there was one.
+    fn receive(&mut self) -> io::Result<bool> {
+        self.frames.clear();
+        let Some(mut frame) = self.socket.receive()? else { return Ok(false) };
+        loop {
+            let more = frame.more();
+            if self.frames.len() < MAX_FRAMES {
+                self.frames.push(Bytes::from(frame));
+            }
+            if !more {
+                return Ok(true);
+            }
+            // The parts of a message arrive together.
+            frame = self.socket.receive()?.ok_or_else(|| io::Error::other("a message ended in its middle"))?;
+        }
+    }
+
+    /// All of a message or nothing: its frames exist before the first is handed over, and libzmq takes either all or none.
+    fn send(&self, encoded: &Encoded<'_>) -> io::Result<()> {
+        let mut messages = Vec::with_capacity(2 + encoded.frames.len());
+        messages.push(Message::new());
+        messages.push(Message::copy_of(&encoded.envelope)?);
+        for frame in &encoded.frames {
+            messages.push(match frame.shared() {
+                Some(bytes) => Message::sharing(bytes.clone())?,
+                None => Message::with_size(frame.length, |target| frame.write(target))?,
+            });
+        }
+        let last = messages.len() - 1;
+        messages.into_iter().enumerate().try_for_each(|(index, message)| self.socket.send(message, index < last))
+    }
+}
+
+/// What is behind the lock.
+pub(crate) struct Inner<W> {
+    pub(crate) session: Session,
+    pub(crate) wake: W,
+    /// None once closed, or where it never could be opened.
+    transport: Option<Transport>,
+}
+
+impl<W: Wake> Inner<W> {
+    /// Reads what has arrived, link events after messages. Whether there may be more to read.
+    fn read(&mut self, now: Instant) -> bool {
+        let mut news = false;
+        let mut more = false;
+        if let Some(transport) = &mut self.transport {
+            let mut messages = 0;
+            loop {
+                match transport.receive() {
+                    Ok(true) => {
+                        self.session.on_message(now, &transport.frames);
+                        news = true;
+                    }
+                    Ok(false) => break,
+                    Err(error) => {
+                        tracing::warn!("receiving failed: {error}");
+                        break;
+                    }
+                }
+                messages += 1;
+                if messages == MESSAGES_PER_READ {
+                    more = true;
+                    break;
+                }
+            }
+            transport.frames.clear();
+            while let (false, Ok(Some(event))) = (more, transport.monitor.receive_link_event()) {
+                news = true;
+                match event {
+                    LinkEvent::Up => self.session.link_up(),
+                    LinkEvent::Down => self.session.link_down(now),
+                }
+            }
+        }
+        self.session.on_timer(now);
+        if news {
+            self.wake.wake();
+        }
+        more
+    }
+
+    fn send(&self, encoded: &Encoded<'_>) -> io::Result<()> {
+        match &self.transport {
+            Some(transport) => transport.send(encoded),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+}
+
+type LinkCallback = Arc<dyn Fn(LinkState) + Send + Sync>;
+
+/// Duplicates of the descriptors that signal news, for waiting on outside the lock.
+pub(crate) struct Descriptors {
+    pub(crate) socket: OwnedFd,
+    pub(crate) monitor: OwnedFd,
+}
+
+/// One connection.
+pub(crate) struct Endpoint<W> {
+    inner: Mutex<Inner<W>>,
+    link_callback: Mutex<Option<LinkCallback>>,
+    /// Why it never could be opened.
+    failure: Option<Error>,
+    connect_timeout: Duration,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while the lock was held came from outside (a callback); the state is whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<W: Wake> Endpoint<W> {
+    /// Opens the socket; what fails is kept and told by every use.
+    pub(crate) fn open(options: ConnectionOptions, wake: W) -> (Endpoint<W>, Option<Descriptors>) {
+        let session = Session::new(SessionOptions {
+            client_id: options.client_id.clone(),
+            client_type: options.client_type.clone(),
+            hold_off: options.hold_off,
+            request_timeout: Duration::from_millis(options.request_timeout_ms),
+            max_message_bytes: options.max_message_bytes,
+        });
+        let connect_timeout = options.connect_timeout();
+        let opened = options.check().and_then(|endpoint| {
+            let io = |reason: io::Error| Error::Io { operation: "opening the connection", reason: reason.to_string() };
+            let transport = Transport::open(&options, &endpoint).map_err(io)?;
+            let descriptors = Descriptors {
+                socket: transport.socket.descriptor().map_err(io)?,
+                monitor: transport.monitor.descriptor().map_err(io)?,
+            };
+            Ok((transport, descriptors))
+        });
+        let mut inner = Inner { session, wake, transport: None };
+        let (descriptors, failure) = match opened {
+            Ok((transport, descriptors)) => {
+                inner.transport = Some(transport);
+                (Some(descriptors), None)
+            }
+            Err(error) => {
+                tracing::error!("{error}");
+                inner.session.close(Instant::now());
+                (None, Some(error))
+            }
+        };
+        let endpoint =
+            Endpoint { inner: Mutex::new(inner), link_callback: Mutex::new(None), failure, connect_timeout };
+        (endpoint, descriptors)
+    }
+
+    /// Why it never could be opened.
+    pub(crate) fn failure(&self) -> Option<&Error> {
+        self.failure.as_ref()
+    }
+
+    pub(crate) fn connect_timeout(&self) -> Duration {
+        self.connect_timeout
+    }
+
+    /// Reads what has arrived, then runs `work` under the lock. The flag says whether there may be more to read.
+    pub(crate) fn with<R>(&self, work: impl FnOnce(&mut Inner<W>, Instant, bool) -> R) -> R {
+        let (result, changes) = {
+            let mut inner = lock(&self.inner);
+            let now = Instant::now();
+            let more = inner.read(now);
+            let result = work(&mut inner, now, more);
+            (result, inner.session.take_link_changes())
+        };
+        if !changes.is_empty() {
+            // Called without locks, so that it may use the connection.
+            let callback = lock(&self.link_callback).clone();
+            if let Some(callback) = callback {
+                changes.into_iter().for_each(|state| callback(state));
+            }
+        }
+        result
+    }
+
+    /// Runs `work` under the lock without reading first.
+    pub(crate) fn peek<R>(&self, work: impl FnOnce(&mut Inner<W>) -> R) -> R {
+        work(&mut lock(&self.inner))
+    }
+
+    /// The reason it never could be opened in the place of a mere "closed".
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        match (&error, &self.failure) {
+            (Error::Closed, Some(failure)) => failure.clone(),
+            _ => error,
+        }
+    }
+
+    pub(crate) fn model(&self, id: &str) -> ModelKey {
+        self.peek(|inner| inner.session.model(id))
+    }
+
+    /// Checks an observation; then whether sending it should first wait for the handshake.
+    pub(crate) fn before_send(&self, key: ModelKey, fields: &Fields<'_>) -> Result<bool, Error> {
+        self.with(|inner, _, _| {
+            inner.session.check(key, fields)?;
+            Ok(inner.session.should_wait_for_link())
+        })
+        .map_err(|error| self.explain(error))
+    }
+
+    pub(crate) fn send(&self, key: ModelKey, fields: &Fields<'_>) -> Result<u64, Error> {
+        self.with(|inner, now, _| match inner.session.observe(now, wall_clock_ns(), key, fields)? {
+            Step::Answered(request_id) => Ok(request_id),
+            Step::Send(request_id, encoded) => {
+                let Err(error) = inner.send(&encoded) else { return Ok(request_id) };
+                inner.session.not_sent(key, request_id);
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    return Err(Error::Io { operation: "sending an observation", reason: error.to_string() });
+                }
+                // Either nobody is there any more, which the monitor then says, or the queue is full.
+                inner.read(now);
+                let up = inner.session.link_state() == LinkState::Up;
+                let reason = if up { NotSentReason::QueueFull } else { NotSentReason::LinkDown };
+                Err(Error::NotSent { request_id, reason })
+            }
+        })
+        .map_err(|error| self.explain(error))
+    }
+
+    pub(crate) fn cancel(&self, key: ModelKey, request_id: u64) -> bool {
+        self.with(|inner, _, _| {
+            let message = inner.session.cancel(key, request_id, wall_clock_ns());
+            message.is_some_and(|message| inner.send(&message).is_ok())
+        })
+    }
+
+    /// Sends a ping; its id, where one could be sent.
+    pub(crate) fn ping(&self) -> Result<Option<u64>, Error> {
+        self.with(|inner, now, _| {
+            if inner.session.link_state() == LinkState::Closed {
+                return Err(self.explain(Error::Closed));
+            }
+            let Some((request_id, message)) = inner.session.ping(now, wall_clock_ns()) else { return Ok(None) };
+            if inner.send(&message).is_err() {
+                inner.session.forget_ping(request_id);
+                return Ok(None);
+            }
+            Ok(Some(request_id))
+        })
+    }
+
+    pub(crate) fn link_state(&self) -> LinkState {
+        self.with(|inner, _, _| inner.session.link_state())
+    }
+
+    pub(crate) fn counters(&self) -> Counters {
+        self.with(|inner, _, _| inner.session.counters())
+    }
+
+    pub(crate) fn on_link_change(&self, callback: impl Fn(LinkState) + Send + Sync + 'static) {
+        *lock(&self.link_callback) = Some(Arc::new(callback));
+    }
+
+    /// Ends everything outstanding. What it returns closes the socket when dropped, which may take as long as `linger_ms`.
+    pub(crate) fn close(&self) -> impl Send + 'static {
+        self.with(|inner, now, _| {
+            inner.session.close(now);
+            inner.wake.wake();
+            inner.transport.take()
+        })
+    }
+}
+
+fn wall_clock_ns() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}

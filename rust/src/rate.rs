@@ -1,0 +1,103 @@
+//! Pacing of a loop.
+
+use std::time::{Duration, Instant};
+
+use crate::error::Error;
+
+/// Ticks of a fixed grid. Missed ticks are skipped, not caught up.
+#[derive(Debug, Clone)]
+struct Grid {
+    period: Duration,
+    next: Instant,
+}
+
+impl Grid {
+    /// The tick to wait for, and how many were missed before it.
+    fn advance(&mut self, now: Instant) -> (Instant, u64) {
+        let late = now.saturating_duration_since(self.next).as_nanos();
+        let missed = late.div_ceil(self.period.as_nanos());
+        let tick = self.next + nanoseconds(missed.saturating_mul(self.period.as_nanos()));
+        self.next = tick + self.period;
+        (tick, u64::try_from(missed).unwrap_or(u64::MAX))
+    }
+}
+
+fn nanoseconds(number: u128) -> Duration {
+    Duration::from_nanos(u64::try_from(number).unwrap_or(u64::MAX / 2))
+}
+
+/// Paces a loop to a fixed frequency.
+///
+/// ```
+/// let mut rate = inferential::Rate::new(200.0)?;
+/// for _ in 0..3 {
+///     // observe, act ...
+///     let missed = rate.sleep(); // 0 when the loop was in time
+/// }
+/// # Ok::<(), inferential::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Rate {
+    grid: Grid,
+}
+
+impl Rate {
+    /// `hz` ticks a second, the first one period from now.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] where `hz` is not from 0.001 to 1,000,000.
+    pub fn new(hz: f64) -> Result<Rate, Error> {
+        if !(1e-3..=1e6).contains(&hz) {
+            return Err(Error::InvalidOption { name: "hz", reason: format!("is {hz}; must be from 0.001 to 1000000") });
+        }
+        let period = Duration::from_secs_f64(1.0 / hz);
+        Ok(Rate { grid: Grid { period, next: Instant::now() + period } })
+    }
+
+    /// Time between two ticks.
+    pub fn period(&self) -> Duration {
+        self.grid.period
+    }
+
+    /// Waits for the next tick; returns how many were missed since the last call (0 when in time).
+    pub fn sleep(&mut self) -> u64 {
+        let now = Instant::now();
+        let (tick, missed) = self.grid.advance(now);
+        std::thread::sleep(tick.saturating_duration_since(now));
+        missed
+    }
+
+    /// [`sleep`](Rate::sleep) for async code. A call that is dropped has used up its tick.
+    #[cfg(feature = "tokio")]
+    pub async fn sleep_async(&mut self) -> u64 {
+        let (tick, missed) = self.grid.advance(Instant::now());
+        ::tokio::time::sleep_until(tick.into()).await;
+        missed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missed_ticks_are_skipped_and_counted() {
+        let start = Instant::now();
+        let ms = |number| start + Duration::from_millis(number);
+        let mut grid = Grid { period: Duration::from_millis(10), next: ms(10) };
+        assert_eq!(grid.advance(ms(3)), (ms(10), 0));
+        assert_eq!(grid.advance(ms(12)), (ms(20), 0));
+        assert_eq!(grid.advance(ms(30)), (ms(30), 0)); // just in time
+        assert_eq!(grid.advance(ms(41)), (ms(50), 1)); // 40 is gone
+        assert_eq!(grid.advance(ms(96)), (ms(100), 4)); // 60, 70, 80 and 90 are gone
+        assert_eq!(grid.advance(ms(100)), (ms(110), 0));
+    }
+
+    #[test]
+    fn hz_has_a_range() {
+        for hz in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e7] {
+            assert!(Rate::new(hz).is_err());
+        }
+        assert_eq!(Rate::new(50.0).unwrap().period(), Duration::from_millis(20));
+    }
+}

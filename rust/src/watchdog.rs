@@ -1,0 +1,207 @@
+//! What to do without a fresh answer: `act` and its declared fallback. No I/O, no clock.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::error::Error;
+use crate::reply::{milliseconds, Reply, Status};
+use crate::tensor::Tensors;
+
+/// Where the tensors of an [`Action`] come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Source {
+    /// A fresh answer of the model.
+    Fresh,
+    /// The last fresh answer, held.
+    Hold,
+    /// The last fresh answer, fading.
+    Decay,
+    /// Zeros.
+    Zero,
+    /// The program's own callback.
+    Callback,
+    /// Nothing: there was no fresh answer yet and no template was declared.
+    None,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Source::Fresh => "FRESH",
+            Source::Hold => "HOLD",
+            Source::Decay => "DECAY",
+            Source::Zero => "ZERO",
+            Source::Callback => "CALLBACK",
+            Source::None => "NONE",
+        })
+    }
+}
+
+/// What `act` returns: always something to do.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Action {
+    /// What to do.
+    pub tensors: Tensors,
+    /// Where it comes from.
+    pub source: Source,
+    /// Since the observation that the tensors answer was sent, in ms; 0 where they answer none.
+    pub age_ms: f64,
+    /// How many entries of an action chunk have gone by since then; 0 where `step_ms` is not known.
+    pub steps_late: u64,
+    /// The fresh answer; none with any other source.
+    pub reply: Option<Reply>,
+    /// Why there was no fresh answer, as far as it is known.
+    pub status: Option<Status>,
+    /// The same for people; empty with a fresh answer.
+    pub error: String,
+}
+
+type Callback = dyn Fn(Option<&Reply>, Duration) -> Tensors + Send + Sync;
+
+#[derive(Clone)]
+enum Kind {
+    Zero,
+    Hold { max_ms: f64 },
+    Decay { half_life_ms: f64 },
+    Callback(Arc<Callback>),
+}
+
+/// What [`act`](crate::Model::act) does without a fresh answer.
+///
+/// A `template` says what zeros look like before the first fresh answer.
+///
+/// ```
+/// use inferential::{Fallback, ModelOptions, Tensor};
+///
+/// let mut stand_still = inferential::Tensors::new();
+/// stand_still.insert("actions", Tensor::from_vec(vec![0.0f32; 7], &[7])?);
+/// let options = ModelOptions::new("policy").step_ms(20.0).fallback(Fallback::hold(200.0).template(stand_still));
+/// # Ok::<(), inferential::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Fallback {
+    kind: Kind,
+    template: Tensors,
+}
+
+impl Fallback {
+    /// Zeros shaped like the last fresh answer, or like the template.
+    pub fn zero() -> Fallback {
+        Fallback::of(Kind::Zero)
+    }
+
+    /// The last fresh answer for at most `max_ms` after it arrived, then zeros.
+    pub fn hold(max_ms: f64) -> Fallback {
+        Fallback::of(Kind::Hold { max_ms })
+    }
+
+    /// The last fresh answer, its floating point tensors halved every `half_life_ms` since it arrived.
+    pub fn decay(half_life_ms: f64) -> Fallback {
+        Fallback::of(Kind::Decay { half_life_ms })
+    }
+
+    /// What `callback` returns for the last fresh answer (none before the first) and its age: the time since its
+    /// observation was sent.
+    pub fn callback(callback: impl Fn(Option<&Reply>, Duration) -> Tensors + Send + Sync + 'static) -> Fallback {
+        Fallback::of(Kind::Callback(Arc::new(callback)))
+    }
+
+    /// What zeros look like before the first fresh answer: types and shapes of `template`.
+    #[must_use]
+    pub fn template(mut self, template: Tensors) -> Fallback {
+        self.template = template.map(|tensor| tensor.zeros_like());
+        self
+    }
+
+    fn of(kind: Kind) -> Fallback {
+        Fallback { kind, template: Tensors::new() }
+    }
+}
+
+impl fmt::Debug for Fallback {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            Kind::Zero => formatter.write_str("Zero"),
+            Kind::Hold { max_ms } => write!(formatter, "Hold({max_ms} ms)"),
+            Kind::Decay { half_life_ms } => write!(formatter, "Decay({half_life_ms} ms)"),
+            Kind::Callback(_) => formatter.write_str("Callback"),
+        }
+    }
+}
+
+/// Remembers the last fresh answer of one model handle.
+#[derive(Debug)]
+pub(crate) struct Watchdog {
+    fallback: Fallback,
+    fresh: Mutex<Option<Arc<Reply>>>,
+}
+
+impl Watchdog {
+    pub(crate) fn new(fallback: Fallback) -> Watchdog {
+        Watchdog { fallback, fresh: Mutex::new(None) }
+    }
+
+    /// The action for what `get_result` gave. `last` is how it ended, as far as the session knows.
+    pub(crate) fn decide(
+        &self,
+        result: Result<Option<Reply>, Error>,
+        last: Option<(Status, String)>,
+        now: Instant,
+    ) -> Action {
+        match result {
+            Ok(Some(reply)) => self.on_fresh(reply, now),
+            Ok(None) => {
+                let action = self.fall_back(now);
+                match last.filter(|(status, _)| !status.is_ok()) {
+                    Some((status, error)) => Action { status: Some(status), error, ..action },
+                    None => Action { error: "nothing was outstanding".to_owned(), ..action },
+                }
+            }
+            Err(error) => Action { error: error.to_string(), ..self.fall_back(now) },
+        }
+    }
+
+    fn on_fresh(&self, reply: Reply, now: Instant) -> Action {
+        let action = self.action(Source::Fresh, reply.tensors.clone(), Some(&reply), now);
+        *self.fresh() = Some(Arc::new(reply.clone()));
+        Action { reply: Some(reply), status: Some(Status::Ok), ..action }
+    }
+
+    fn fresh(&self) -> MutexGuard<'_, Option<Arc<Reply>>> {
+        self.fresh.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fall_back(&self, now: Instant) -> Action {
+        // Not locked while the callback runs, which may act on the model itself.
+        let fresh = self.fresh().clone();
+        let fresh = fresh.as_deref();
+        let since_arrival = fresh.map(|reply| milliseconds(now.saturating_duration_since(reply.arrived)));
+        let (source, tensors) = match (&self.fallback.kind, fresh, since_arrival) {
+            (Kind::Callback(callback), _, _) => {
+                let age = fresh.map_or(Duration::ZERO, |reply| now.saturating_duration_since(reply.sent));
+                return self.action(Source::Callback, callback(fresh, age), None, now);
+            }
+            (Kind::Hold { max_ms }, Some(reply), Some(since)) if since <= *max_ms => {
+                (Source::Hold, reply.tensors.clone())
+            }
+            (Kind::Decay { half_life_ms }, Some(reply), Some(since)) => {
+                let factor = if *half_life_ms > 0.0 { 0.5f64.powf(since / half_life_ms) } else { 0.0 };
+                (Source::Decay, reply.tensors.map(|tensor| tensor.scaled(factor)))
+            }
+            (_, Some(reply), _) => (Source::Zero, reply.tensors.map(|tensor| tensor.zeros_like())),
+            (_, None, _) if !self.fallback.template.is_empty() => (Source::Zero, self.fallback.template.clone()),
+            (_, None, _) => (Source::None, Tensors::new()),
+        };
+        self.action(source, tensors, fresh, now)
+    }
+
+    fn action(&self, source: Source, tensors: Tensors, answered: Option<&Reply>, now: Instant) -> Action {
+        let age_ms = answered.map_or(0.0, |reply| milliseconds(now.saturating_duration_since(reply.sent)));
+        let step_ms = answered.map_or(0.0, |reply| f64::from(reply.step_ms));
+        let steps_late = if step_ms > 0.0 { (age_ms / step_ms).floor() as u64 } else { 0 };
+        Action { tensors, source, age_ms, steps_late, reply: None, status: None, error: String::new() }
+    }
+}

@@ -1,0 +1,261 @@
+//! A ROUTER socket in a thread of its own, on a port the system chose, that answers as a test tells it to.
+
+#![allow(dead_code)]
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::mpsc::{channel, Receiver, Sender};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::Bytes;
+use inferential::proto;
+use inferential::wire;
+use inferential::zmq::{Context, IntOption, Message, Socket, SocketKind};
+use inferential::Tensors;
+use prost::Message as _;
+
+/// Longest wait for anything that must come; far above what a busy machine needs.
+pub const PATIENCE_MS: u64 = 30_000;
+pub const PATIENCE: Duration = Duration::from_millis(PATIENCE_MS);
+
+/// An observation as the server got it.
+#[derive(Debug, Clone)]
+pub struct Request {
+    pub peer: Bytes,
+    pub observation: proto::Observation,
+    pub payloads: Vec<Bytes>,
+}
+
+impl Request {
+    pub fn tensors(&self) -> Tensors {
+        wire::decode_tensors(self.observation.tensors.clone(), &self.payloads).expect("valid tensors")
+    }
+
+    /// An OK reply with the same tensors.
+    pub fn echo(&self) -> Answer {
+        let mut answer = self.answer(0);
+        answer.envelope.tensors = self.observation.tensors.clone();
+        answer.envelope.metadata = self.observation.metadata.clone();
+        answer.payloads = self.payloads.clone();
+        answer
+    }
+
+    /// A reply of this status without tensors.
+    pub fn answer(&self, status: i32) -> Answer {
+        let observation = &self.observation;
+        Answer {
+            peer: self.peer.clone(),
+            envelope: proto::ModelResponse {
+                client: observation.client.clone(),
+                response_id: format!("r{}", observation.request_id),
+                timestamp_ns: 1,
+                model_id: observation.model_id.clone(),
+                request_id: observation.request_id,
+                status,
+                observation_timestamp_ns: observation.timestamp_ns,
+                protocol_version: 2,
+                timing: Some(proto::Timing {
+                    queue_ms: 1.0,
+                    inference_ms: 2.0,
+                    server_ms: 4.0,
+                    batch_size: 3,
+                    replica: "a".to_owned(),
+                }),
+                ..Default::default()
+            },
+            payloads: vec![Bytes::new()],
+        }
+    }
+
+    /// An OK reply as a v1 server writes it.
+    pub fn v1_echo(&self) -> Answer {
+        let mut answer = self.echo();
+        let envelope = &mut answer.envelope;
+        *envelope = proto::ModelResponse {
+            client: envelope.client.take(),
+            response_id: std::mem::take(&mut envelope.response_id),
+            timestamp_ns: 1,
+            tensors: std::mem::take(&mut envelope.tensors),
+            model_id: std::mem::take(&mut envelope.model_id),
+            metadata: std::mem::take(&mut envelope.metadata),
+            inference_latency_ms: 2.0,
+            ..Default::default()
+        };
+        answer
+    }
+
+    pub fn pong(&self) -> Answer {
+        let mut answer = self.answer(0);
+        answer.envelope.metadata = HashMap::from([
+            ("model:policy".to_owned(), "ready".to_owned()),
+            ("model:slow".to_owned(), "not ready".to_owned()),
+            ("server".to_owned(), "2.0.0".to_owned()),
+            ("protocol".to_owned(), "2".to_owned()),
+        ]);
+        answer
+    }
+}
+
+/// A message to send.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub peer: Bytes,
+    pub envelope: proto::ModelResponse,
+    pub payloads: Vec<Bytes>,
+}
+
+enum Order {
+    Answer(Answer),
+    Stop,
+}
+
+/// The server. Requests go to `requests`; what the test sends with `answer` goes out.
+pub struct Server {
+    pub address: String,
+    requests: Receiver<Request>,
+    orders: Sender<Order>,
+    bell: std::os::unix::net::UnixStream,
+    thread: Option<JoinHandle<()>>,
+}
+
+fn router(address: &str) -> (Arc<Context>, Socket, String) {
+    let context = Context::new().unwrap();
+    let socket = context.socket(SocketKind::Router).unwrap();
+    socket.set(IntOption::Linger, 0).unwrap();
+    socket.set(IntOption::SendHwm, 100_000).unwrap();
+    socket.set(IntOption::ReceiveHwm, 100_000).unwrap();
+    let bound = socket.bind(address).unwrap();
+    (context, socket, bound)
+}
+
+impl Server {
+    /// A server that answers when it is told to.
+    pub fn start() -> Server {
+        Server::start_at("tcp://127.0.0.1:*", |_| Vec::new())
+    }
+
+    /// A server that echoes and answers pings.
+    pub fn echo() -> Server {
+        Server::start_at("tcp://127.0.0.1:*", |request| match request.observation.kind {
+            0 => vec![request.echo()],
+            1 => vec![request.pong()],
+            _ => Vec::new(),
+        })
+    }
+
+    /// A server that answers each request at once with what `respond` returns, at an address.
+    pub fn start_at(address: &str, mut respond: impl FnMut(&Request) -> Vec<Answer> + Send + 'static) -> Server {
+        let (_context, socket, address) = router(address);
+        let descriptor = socket.descriptor().unwrap();
+        let (request_sender, requests) = channel();
+        let (orders, order_receiver) = channel();
+        let (bell, clapper) = std::os::unix::net::UnixStream::pair().unwrap();
+        clapper.set_nonblocking(true).unwrap();
+        let thread = std::thread::spawn(move || {
+            loop {
+                while let Some(request) = receive(&socket) {
+                    respond(&request).iter().for_each(|answer| send(&socket, answer));
+                    let _ = request_sender.send(request);
+                }
+                for order in order_receiver.try_iter() {
+                    match order {
+                        Order::Answer(answer) => send(&socket, &answer),
+                        Order::Stop => return,
+                    }
+                }
+                // Sending may have taken in what the descriptor signalled.
+                if let Some(request) = receive(&socket) {
+                    respond(&request).iter().for_each(|answer| send(&socket, answer));
+                    let _ = request_sender.send(request);
+                    continue;
+                }
+                wait(&descriptor, &clapper);
+            }
+        });
+        Server { address, requests, orders, bell, thread: Some(thread) }
+    }
+
+    /// The next request.
+    pub fn request(&self) -> Request {
+        self.requests.recv_timeout(PATIENCE).expect("a request within the time")
+    }
+
+    /// The next request, if it is there already.
+    pub fn try_request(&self) -> Option<Request> {
+        self.requests.try_recv().ok()
+    }
+
+    pub fn answer(&self, answer: Answer) {
+        self.order(Order::Answer(answer));
+    }
+
+    fn order(&self, order: Order) {
+        use std::io::Write;
+        let _ = self.orders.send(order);
+        let _ = (&self.bell).write(&[0]);
+    }
+
+    /// Stops, and frees the port.
+    pub fn stop(mut self) {
+        self.join();
+    }
+
+    fn join(&mut self) {
+        self.order(Order::Stop);
+        if let Some(thread) = self.thread.take() {
+            let result = thread.join();
+            if !std::thread::panicking() {
+                result.expect("the server's thread");
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if self.thread.is_some() {
+            self.join();
+        }
+    }
+}
+
+fn wait(descriptor: &OwnedFd, clapper: &std::os::unix::net::UnixStream) {
+    use rustix::event::{poll, PollFd, PollFlags};
+    use std::io::Read;
+    let mut polled = [PollFd::new(descriptor, PollFlags::IN), PollFd::new(clapper, PollFlags::IN)];
+    let _ = poll(&mut polled, None);
+    let mut clapper = clapper;
+    let _ = clapper.read(&mut [0; 64]);
+}
+
+fn receive(socket: &Socket) -> Option<Request> {
+    let mut frames = Vec::new();
+    let mut frame = socket.receive().unwrap()?;
+    loop {
+        let more = frame.more();
+        frames.push(Bytes::from(frame));
+        if !more {
+            break;
+        }
+        frame = socket.receive().unwrap().expect("the rest of the message");
+    }
+    assert!(frames.len() >= 4, "routing id, delimiter, envelope, payload");
+    assert!(frames[1].is_empty());
+    let observation = proto::Observation::decode(frames[2].clone()).expect("an observation");
+    Some(Request { peer: frames[0].clone(), observation, payloads: frames.split_off(3) })
+}
+
+fn send(socket: &Socket, answer: &Answer) {
+    let mut frames = vec![
+        Message::copy_of(&answer.peer).unwrap(),
+        Message::new(),
+        Message::copy_of(&answer.envelope.encode_to_vec()).unwrap(),
+    ];
+    frames.extend(answer.payloads.iter().map(|payload| Message::sharing(payload.clone()).unwrap()));
+    let last = frames.len() - 1;
+    for (index, frame) in frames.into_iter().enumerate() {
+        socket.send(frame, index < last).unwrap();
+    }
+}
