@@ -1,6 +1,6 @@
-"""Serve many robots and game agents from a few shared models: observations in over ZMQ, scheduled, inferred, actions out.
+"""Inferential: many robots and game agents served from a few shared models.
 
-Names are imported when first used, so that a robot that only connects loads pyzmq, protobuf and numpy and nothing else.
+The names below are imported when they are first used, so that a client on a robot loads neither the server nor its dependencies.
 """
 
 from __future__ import annotations
@@ -11,70 +11,101 @@ from typing import TYPE_CHECKING, Any
 from inferential._version import __version__
 
 if TYPE_CHECKING:
-    from inferential.client.aio import AsyncConnection as AsyncConnection
-    from inferential.client.aio import AsyncModel as AsyncModel
-    from inferential.client.blocking import Connection as Connection
-    from inferential.client.blocking import Model as Model
-    from inferential.client.rate import AsyncRate as AsyncRate
-    from inferential.client.rate import Rate as Rate
-    from inferential.client.reply import PingResult as PingResult
-    from inferential.client.reply import Reply as Reply
-    from inferential.client.reply import Sent as Sent
-    from inferential.client.session import LinkState as LinkState
-    from inferential.client.session import Stats as Stats
-    from inferential.client.watchdog import Action as Action
-    from inferential.client.watchdog import Decay as Decay
-    from inferential.client.watchdog import Hold as Hold
-    from inferential.client.watchdog import Source as Source
-    from inferential.client.watchdog import Zero as Zero
-    from inferential.server import Server as Server
-    from inferential.types import EncodedImage as EncodedImage
-    from inferential.types import Reason as Reason
-    from inferential.types import Status as Status
+    from inferential.backends.local import local
+    from inferential.client.aio import AsyncConnection, AsyncModel
+    from inferential.client.blocking import Connection, Model
+    from inferential.client.rate import AsyncRate, Rate
+    from inferential.client.reply import Reply
+    from inferential.client.session import LinkState
+    from inferential.errors import (
+        ConcurrentWaitError,
+        ConfigError,
+        ConnectionClosedError,
+        InferentialError,
+        MissingDependencyError,
+        ModelError,
+        ObservationError,
+    )
+    from inferential.images import encode_jpeg, encode_png
+    from inferential.model_call import Context
+    from inferential.scheduling.base import register_scheduler
+    from inferential.scheduling.order import register_policy
+    from inferential.server import Server
+    from inferential.types import Reason, Status
+
+__all__ = [
+    "AsyncConnection",
+    "AsyncModel",
+    "AsyncRate",
+    "ConcurrentWaitError",
+    "ConfigError",
+    "Connection",
+    "ConnectionClosedError",
+    "Context",
+    "InferentialError",
+    "LinkState",
+    "MissingDependencyError",
+    "Model",
+    "ModelError",
+    "ObservationError",
+    "Rate",
+    "Reason",
+    "Reply",
+    "Server",
+    "Status",
+    "__version__",
+    "encode_jpeg",
+    "encode_png",
+    "local",
+    "register_policy",
+    "register_scheduler",
+]
 
 _MODULES = {
     "AsyncConnection": "client.aio",
     "AsyncModel": "client.aio",
-    "Connection": "client.blocking",
-    "Model": "client.blocking",
     "AsyncRate": "client.rate",
-    "Rate": "client.rate",
-    "PingResult": "client.reply",
-    "Reply": "client.reply",
-    "Sent": "client.reply",
+    "ConcurrentWaitError": "errors",
+    "ConfigError": "errors",
+    "Connection": "client.blocking",
+    "ConnectionClosedError": "errors",
+    "Context": "model_call",
+    "InferentialError": "errors",
     "LinkState": "client.session",
-    "Stats": "client.session",
-    "Action": "client.watchdog",
-    "Decay": "client.watchdog",
-    "Hold": "client.watchdog",
-    "Source": "client.watchdog",
-    "Zero": "client.watchdog",
-    "Server": "server",
-    "EncodedImage": "types",
+    "MissingDependencyError": "errors",
+    "Model": "client.blocking",
+    "ModelError": "errors",
+    "ObservationError": "errors",
+    "Rate": "client.rate",
     "Reason": "types",
+    "Reply": "client.reply",
+    "Server": "server",
     "Status": "types",
+    "encode_jpeg": "images",
+    "encode_png": "images",
+    "local": "backends.local",
+    "register_policy": "scheduling.order",
+    "register_scheduler": "scheduling.base",
 }
-
-__all__ = ["__version__", *sorted(_MODULES)]  # noqa: PLE0604
+_OF_THE_SERVER = {"Server", "local", "register_policy", "register_scheduler"}
 
 
 def __getattr__(name: str) -> Any:
     module = _MODULES.get(name)
     if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(f"module 'inferential' has no attribute {name!r}")
     try:
-        value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+        value = getattr(importlib.import_module(f"inferential.{module}"), name)
     except ModuleNotFoundError as e:
-        if module != "server" or (e.name or "").startswith(__name__):
+        missing = (e.name or "").partition(".")[0]
+        if name not in _OF_THE_SERVER or missing == "inferential":
             raise
         from inferential.errors import MissingDependencyError
 
-        raise MissingDependencyError(
-            f"{name} needs the package {e.name!r}, which comes with an extra: pip install 'inferential[server]'"
-        ) from None
+        raise MissingDependencyError(f"{name} needs {missing}: pip install 'inferential[server]'") from e
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES})
+    return sorted(__all__)

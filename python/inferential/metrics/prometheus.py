@@ -37,6 +37,8 @@ class PrometheusExport:
             for name, m in METRICS.items()
         }
         self._server: Any = None
+        self.port: int | None = None
+        """Where it listens; None before it does."""
         self._thread: threading.Thread | None = None
 
     def record(self, name: str, value: float, model: str | None, client: str | None) -> None:
@@ -90,8 +92,8 @@ class PrometheusExport:
             out.append(("+Inf" if bound == float("inf") else repr(float(bound)), float(total)))
         return out
 
-    def serve(self, port: int, address: str) -> int:
-        """Starts the HTTP server on a thread of its own; returns its port.
+    def serve(self, port: int, address: str) -> None:
+        """Starts the HTTP server on a thread of its own; port 0 picks a free one.
 
         Raises:
             ConfigError: the port cannot be had.
@@ -106,7 +108,7 @@ class PrometheusExport:
             raise ConfigError(
                 f"metrics.prometheus_port: cannot listen on {address}:{port} ({e.strerror}); choose another port or address"
             ) from None
-        return int(self._server.server_port)
+        self.port = int(self._server.server_port)
 
     def close(self) -> None:
         """Ends the HTTP server."""

@@ -1,0 +1,543 @@
+"""The server: puts transport, assembler, engine, backends and metrics together on one event loop; starts, drains, stops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import zmq
+
+from inferential import wire
+from inferential._version import __version__
+from inferential.assembler import ClockOffset, assemble
+from inferential.backends.base import Backend
+from inferential.backends.local import LocalBackend
+from inferential.config.schema import InferentialConfig
+from inferential.engine import Engine
+from inferential.errors import ConfigError, WireError
+from inferential.metrics.collector import Handler, MetricsCollector
+from inferential.metrics.prometheus import PrometheusExport
+from inferential.scheduling.request import Call, CallError, CallResult, Outcome, Replica
+from inferential.transport import Peer, Transport
+from inferential.types import PROTOCOL_VERSION, Kind, Observation, Status, Timing
+
+logger = logging.getLogger("inferential.server")
+
+BACKEND_STOP_S = 5.0
+DELIVERY_S = 0.25  # for replies that wait for slow clients when everything else is done
+T = TypeVar("T")
+
+
+class Server:
+    """Takes observations from clients, has them answered by models, in the order that their deadlines ask for.
+
+    One event loop does everything but the models' own work. Methods marked so may be called from any thread, all others only
+    on the loop that runs the server.
+    """
+
+    def __init__(
+        self,
+        config: InferentialConfig | None = None,
+        *,
+        models: Sequence[str] | Mapping[str, Any] | None = None,
+        bind: str | None = None,
+        inline: bool = False,
+    ) -> None:
+        """Checks the settings; nothing is started.
+
+        Args:
+            config: all settings; the defaults where not given. It is copied.
+            models: names of Ray Serve applications, or name -> callable or object that runs in this process (see
+                inferential.local for its options; None as a value means a Ray Serve application again). Not given: the
+                models that `config.models.known` names, from Ray Serve.
+            bind: overrides `config.transport.bind`.
+            inline: run local models on the event loop: for quick callables.
+
+        Raises:
+            ConfigError: a setting or a model is wrong.
+        """
+        config = InferentialConfig() if config is None else config.model_copy(deep=True)
+        if bind is not None:
+            config.transport.bind = bind
+        if models is None:
+            models = list(config.models.known)
+        if not isinstance(models, Mapping):
+            models = dict.fromkeys([models] if isinstance(models, str) else models)
+        if not models:
+            raise ConfigError(
+                "models: none given; name at least one, in Server(models=...) or the setting models.known"
+            )
+        for name in models:
+            if not isinstance(name, str) or not name or len(name.encode()) > wire.MAX_NAME_BYTES:
+                raise ConfigError(f"models: {name!r} is no name; use 1 to {wire.MAX_NAME_BYTES} bytes of text")
+        self._config = config
+        self._export: PrometheusExport | None = None
+        if config.metrics.prometheus_port is not None:
+            self._export = PrometheusExport(client_label=config.metrics.prometheus_client_label)
+        self.metrics = MetricsCollector(config.metrics.ring_size, self._export)
+        self._models = tuple(models)
+        self._backends: dict[str, Backend] = {}
+        self._make_backends(models, inline)
+        self._engine = Engine(config, self._models, self.metrics)
+        self._transport = Transport(config.transport, self)
+        self._replicas: dict[str, set[str]] = {name: set() for name in self._models}
+        self._state = "new"
+        self._flushing = False
+        self._flush_due = False
+        self._wakeup: asyncio.TimerHandle | None = None
+        self._wakeup_at = 0.0
+        self._clients = 0
+        self._sharing: dict[str, int] = {}  # client id -> connections that have it
+        self._shared_logged: set[str] = set()
+        self._response_ids = map(f"{os.urandom(4).hex()}-{{:x}}".format, itertools.count(1))
+
+    def _make_backends(self, models: Mapping[str, Any], inline: bool) -> None:
+        local = {name: model for name, model in models.items() if model is not None}
+        remote = [name for name, model in models.items() if model is None]
+        if local:
+            backend: Backend = LocalBackend(local, inline=inline)
+            self._backends.update(dict.fromkeys(local, backend))
+        if remote:
+            if not self._config.ray.enabled:
+                raise ConfigError(
+                    f"ray.enabled is false, but {', '.join(map(repr, remote))} would be Ray Serve applications; "
+                    "give local callables with Server(models={name: callable})"
+                )
+            # Imported here so that a server of local models needs no Ray.
+            from inferential.backends.ray_serve import RayServeBackend
+
+            backend = RayServeBackend(self._config, remote)
+            self._backends.update(dict.fromkeys(remote, backend))
+
+    # --- for users ---
+
+    @property
+    def config(self) -> InferentialConfig:
+        """The settings in force; changing them has no effect on a server that exists."""
+        return self._config
+
+    @property
+    def endpoint(self) -> str:
+        """Where clients reach the server, with the real port; empty before it is started."""
+        return self._transport.endpoint
+
+    @property
+    def prometheus_port(self) -> int | None:
+        """The port on which Prometheus finds the metrics; None where there is none."""
+        return self._export.port if self._export is not None else None
+
+    def on_metric(self, handler: Handler) -> Handler:
+        """Decorator: has `handler(name, value, labels)` called for every point of every metric.
+
+        It runs on a thread of its own and can neither delay nor break the server. Any thread.
+        """
+        return self.metrics.on_metric(handler)
+
+    def use_scheduler(self, name: str, **options: Any) -> None:
+        """Changes the strategy now; what is queued stays queued. Any thread.
+
+        Raises:
+            ConfigError: unknown name or option; the old strategy goes on.
+        """
+
+        def change() -> None:
+            self._engine.use_scheduler(name, **options)
+            self._flush()
+
+        self._on_loop(change)
+
+    def explain(self, client_id: str, request_id: int) -> Any:
+        """Why a recent request waited, was batched, refused or superseded; None where it is not known (any more). Any thread."""
+        return self._on_loop(lambda: self._engine.explain(client_id, request_id))
+
+    def health(self) -> dict[str, Any]:
+        """How the server, its models and their replicas are doing, as plain data (docs/operations.md). Any thread."""
+        return self._on_loop(self._health)
+
+    def _health(self) -> dict[str, Any]:
+        models = self._engine.health()
+        for name in self._models:
+            models.setdefault(name, {})["ready"] = bool(self._replicas[name])
+        return {
+            "state": self._state,
+            "endpoint": self.endpoint,
+            "version": __version__,
+            "clients": self._transport.active_clients,
+            "pending": self._engine.pending,
+            "models": models,
+        }
+
+    def _on_loop(self, function: Callable[[], T]) -> T:
+        """Runs something on the server's loop and returns its result, wherever it is called."""
+        if self._state in ("new", "stopped"):
+            return function()
+        with contextlib.suppress(RuntimeError):
+            if asyncio.get_running_loop() is self._loop:
+                return function()
+
+        async def call() -> T:
+            return function()
+
+        return asyncio.run_coroutine_threadsafe(call(), self._loop).result()
+
+    # --- life cycle ---
+
+    async def run(self) -> None:
+        """Serves until `request_stop`, SIGINT or SIGTERM (handled where this is the main thread), then drains and returns.
+
+        A second signal ends the grace period. Raises what `start` raises.
+        """
+        await self.start()
+        signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        for number in signals:
+            self._loop.add_signal_handler(number, self._signalled, signal.Signals(number).name)
+        try:
+            await self._stopping.wait()
+        finally:
+            try:
+                await self.stop()
+            finally:
+                for number in signals:
+                    self._loop.remove_signal_handler(number)
+
+    def _signalled(self, name: str) -> None:
+        if self._stopping.is_set():
+            logger.warning("%s again: not waiting any longer", name)
+            self._drained.set()
+        else:
+            logger.info("%s: draining, for %g s at most", name, self._config.lifecycle.grace_period_s)
+            self._stopping.set()
+
+    def request_stop(self) -> None:
+        """Makes `run` drain and return. Any thread; does not wait."""
+        if self._state not in ("new", "stopped"):
+            with contextlib.suppress(RuntimeError):  # the loop is closed: there is nothing left to stop
+                self._loop.call_soon_threadsafe(self._stopping.set)
+
+    async def start(self) -> None:
+        """Binds the socket and begins to serve on this loop. A server is started once.
+
+        Raises:
+            ConfigError: it cannot bind, or a backend cannot start.
+        """
+        if self._state != "new":
+            raise ConfigError("a server is started once; make a new one")
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        self._drained = asyncio.Event()
+        self._transport.open(self._loop)
+        self._state = "running"
+        try:
+            if self._export is not None:
+                settings = self._config.metrics
+                self._export.serve(settings.prometheus_port or 0, settings.prometheus_bind)
+            for backend in dict.fromkeys(self._backends.values()):
+                await backend.start(self)
+        except BaseException:
+            self._config.lifecycle.grace_period_s = 0.0
+            await self.stop()
+            raise
+        logger.info("serving %s on %s", ", ".join(self._models), self.endpoint)
+
+    async def stop(self) -> None:
+        """Drains for the grace period at most, answers what is left SHUTTING_DOWN, and closes everything."""
+        if self._state != "running":
+            return
+        self._state = "draining"
+        self._stopping.set()
+        self._engine.drain(time.monotonic())
+        self._flush()
+        if self._engine.pending and self._config.lifecycle.grace_period_s:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._drained.wait(), self._config.lifecycle.grace_period_s)
+        self._transport.stop_receiving()
+        self._engine.abort(time.monotonic())
+        self._flush()
+        await self._transport.deliver(DELIVERY_S)
+        if self._wakeup is not None:
+            self._wakeup.cancel()
+        self._state = "stopped"
+        self._transport.close()
+        await asyncio.gather(
+            *(backend.stop(BACKEND_STOP_S) for backend in dict.fromkeys(self._backends.values())),
+            return_exceptions=True,
+        )
+        if self._export is not None:
+            await asyncio.to_thread(self._export.close)
+        self.metrics.close()
+        logger.info("stopped")
+
+    async def __aenter__(self) -> Server:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    @contextlib.contextmanager
+    def run_in_thread(self) -> Iterator[Server]:
+        """Serves on a thread with a loop of its own while the block runs: for tests, notebooks and programs without asyncio.
+
+        Raises:
+            ConfigError: see `start`.
+        """
+        started = threading.Event()
+        failure: list[BaseException] = []
+
+        async def serve() -> None:
+            try:
+                await self.start()
+            finally:
+                started.set()
+            await self._stopping.wait()
+            await self.stop()
+
+        def main() -> None:
+            try:
+                asyncio.run(serve())
+            except BaseException as e:
+                failure.append(e)
+
+        thread = threading.Thread(target=main, name="inferential-server", daemon=True)
+        thread.start()
+        started.wait()
+        if failure or self._state == "new":
+            thread.join()
+            raise failure[0]
+        try:
+            yield self
+        finally:
+            self.request_stop()
+            thread.join()
+        if failure:
+            raise failure[0]
+
+    # --- messages (transport events) ---
+
+    def received(self, peer: Peer, frames: list[zmq.Frame] | None, now: float) -> None:
+        """See TransportEvents."""
+        if frames is None:
+            self.metrics.record("observation_errors", 1, None, peer.client_id)
+            return
+        clock = peer.clock
+        if clock is None:
+            clock = peer.clock = ClockOffset()
+        record = self.metrics.record
+        try:
+            assembly = assemble(frames, clock, now, max_message_bytes=self._config.transport.max_message_bytes)
+        except WireError as e:
+            record("observation_errors", 1, None, peer.client_id)
+            if e.request_id:
+                self._refuse(peer, e, now)
+            return
+        observation = assembly.observation
+        client = observation.client_id
+        if peer.client_id is None:
+            self._introduced(peer, client)
+        if observation.kind is Kind.OBSERVE:
+            if assembly.staleness_ms is not None:
+                record("observation_staleness_ms", assembly.staleness_ms, None, client)
+            if assembly.spread_ms is not None:
+                record("tensor_spread_ms", assembly.spread_ms, None, client)
+            record("payload_size_bytes", assembly.payload_bytes, observation.model_id, client)
+            peer.outstanding += 1
+            self._engine.submit(assembly.request(peer.routing_id, frames, now), now)
+        elif observation.kind is Kind.PING:
+            self._answer_ping(peer, observation, now)
+        else:
+            self._engine.cancel(peer.routing_id, observation.request_id, now)
+
+    def burst_ended(self) -> None:
+        """See TransportEvents."""
+        self._flush()
+
+    def disconnected(self, peer: Peer, reason: str) -> None:
+        """See TransportEvents."""
+        self.metrics.record("client_disconnected", 1, None, peer.client_id)
+        if peer.client_id is not None:
+            left = self._sharing.pop(peer.client_id, 1) - 1
+            if left > 0:
+                self._sharing[peer.client_id] = left
+        logger.debug("client %s: %s", peer.client_id, reason)
+        self._engine.disconnect(peer.routing_id, time.monotonic())
+        self._flush_soon()
+
+    def send_failed(self, peer: Peer, reason: str) -> None:
+        """See TransportEvents."""
+        self.metrics.record("send_errors", 1, None, peer.client_id)
+        logger.debug("a reply to client %s was not sent: %s", peer.client_id, reason)
+
+    def _introduced(self, peer: Peer, client_id: str) -> None:
+        peer.client_id = client_id
+        sharing = self._sharing[client_id] = self._sharing.get(client_id, 0) + 1
+        if sharing > 1 and client_id not in self._shared_logged and len(self._shared_logged) < 10_000:
+            self._shared_logged.add(client_id)
+            logger.warning("several connections use the client id %r; both work, but they share one cadence", client_id)
+
+    def _refuse(self, peer: Peer, e: WireError, now: float) -> None:
+        self._transport.send(
+            peer,
+            wire.encode_response(
+                client_id=peer.client_id or "",
+                client_type="",
+                model_id="",
+                response_id=next(self._response_ids),
+                timestamp_ns=time.time_ns(),
+                request_id=e.request_id,
+                observation_timestamp_ns=0,
+                status=Status.INVALID_OBSERVATION,
+                error=str(e),
+                timing=Timing(server_ms=(time.monotonic() - now) * 1e3),
+            ),
+        )
+
+    def _answer_ping(self, peer: Peer, observation: Observation, now: float) -> None:
+        metadata = {"server": __version__, "protocol": str(PROTOCOL_VERSION)}
+        for name, replicas in self._replicas.items():
+            ready = replicas and self._state == "running"
+            metadata[f"model:{name}"] = "ready" if ready else "not ready"
+        self._transport.send(
+            peer,
+            wire.encode_response(
+                client_id=observation.client_id,
+                client_type=observation.client_type,
+                model_id="",
+                response_id=next(self._response_ids),
+                timestamp_ns=time.time_ns(),
+                request_id=observation.request_id,
+                observation_timestamp_ns=observation.timestamp_ns,
+                metadata=metadata,
+                timing=Timing(server_ms=(time.monotonic() - now) * 1e3),
+            ),
+        )
+
+    # --- replicas (backend events) ---
+
+    def replica_up(self, replica: Replica) -> None:
+        """See BackendEvents."""
+        self._replicas[replica.model].add(replica.id)
+        self._engine.replica_up(replica, time.monotonic())
+        self._flush()
+
+    def replica_down(self, model: str, replica_id: str, reason: str, *, drained: bool = False) -> None:
+        """See BackendEvents."""
+        self._replicas[model].discard(replica_id)
+        self._engine.replica_down(model, replica_id, reason, time.monotonic(), drained=drained)
+        self._flush()
+
+    def completed(self, call_id: int, result: CallResult) -> None:
+        """See BackendEvents."""
+        self._engine.complete(call_id, result, time.monotonic())
+        self._flush()
+
+    def failed(self, call_id: int, error: CallError) -> None:
+        """See BackendEvents."""
+        self._engine.fail(call_id, error, time.monotonic())
+        self._flush()
+
+    # --- what the engine decided ---
+
+    def _flush(self) -> None:
+        """Does what the engine decided, until it has nothing more to say."""
+        if self._flushing:  # a call that ended at once, in the loop below
+            return
+        if self._state == "stopped":
+            return
+        self._flushing = True
+        engine, transport = self._engine, self._transport
+        try:
+            while True:
+                outcomes = engine.take_outcomes()
+                if outcomes:
+                    wall_ns, now = time.time_ns(), time.monotonic()
+                    for outcome in outcomes:
+                        self._answer(outcome, wall_ns, now)
+                for call in engine.take_abandoned():
+                    self._backends[call.model].abandon(call)
+                calls = engine.take_calls()
+                for call in calls:
+                    self._dispatch(call)
+                if not calls and not outcomes:
+                    break
+        finally:
+            self._flushing = False
+        transport.check_readable()
+        self._schedule_wakeup()
+        if transport.active_clients != self._clients:
+            self._clients = transport.active_clients
+            self.metrics.record("active_clients", self._clients)
+        self.metrics.flush()
+        if self._state == "draining" and not engine.pending:
+            self._drained.set()
+
+    def _flush_soon(self) -> None:
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush_now)
+
+    def _flush_now(self) -> None:
+        self._flush_due = False
+        self._flush()
+
+    def _dispatch(self, call: Call) -> None:
+        self._backends[call.model].dispatch(call)
+
+    def _answer(self, outcome: Outcome, wall_ns: int, now: float) -> None:
+        request = outcome.request
+        o = request.observation
+        peer = self._transport.peer(request.connection)
+        if peer is None:
+            self.metrics.record("send_errors", 1, None, o.client_id)
+            return
+        peer.outstanding -= 1
+        if not o.request_id and outcome.status is not Status.OK:
+            return  # a v1 client would take it for a success
+        self._transport.send(
+            peer,
+            wire.encode_response(
+                client_id=o.client_id,
+                client_type=o.client_type,
+                model_id=o.model_id,
+                response_id=next(self._response_ids),
+                timestamp_ns=wall_ns,
+                request_id=o.request_id,
+                observation_timestamp_ns=o.timestamp_ns,
+                body=outcome.body,
+                status=outcome.status,
+                reason=outcome.reason,
+                error=outcome.error,
+                retry_after_ms=outcome.retry_after_ms,
+                phase_shift_ms=outcome.phase_shift_ms,
+                timing=Timing(
+                    outcome.queue_ms,
+                    outcome.inference_ms,
+                    (now - request.arrival) * 1e3,
+                    outcome.batch_size,
+                    outcome.replica,
+                ),
+            ),
+        )
+
+    def _schedule_wakeup(self) -> None:
+        at = self._engine.next_wakeup()
+        if at is None:
+            return  # a timer that is set may fire for nothing, once
+        if self._wakeup is not None:
+            if self._wakeup_at <= at:
+                return  # it fires first and looks again: cheaper than a new timer for each request
+            self._wakeup.cancel()
+        self._wakeup_at = at
+        self._wakeup = self._loop.call_at(at, self._woken)
+
+    def _woken(self) -> None:
+        self._wakeup = None
+        self._engine.advance(time.monotonic())
+        self._flush()
