@@ -3,12 +3,8 @@
 #include "inferential/error.hpp"
 #include "inferential/options.hpp"
 #include "inferential/tensor.hpp"
-#include "inferential/version.hpp"
-#include "version_string.hpp"
 
 namespace inferential {
-
-const char* version() noexcept { return INFERENTIAL_VERSION; }
 
 std::string_view to_string(Status status) noexcept {
   switch (status) {

@@ -1,0 +1,3 @@
+"""The rule that Bazel 4 has built in."""
+
+cc_proto_library = native.cc_proto_library
