@@ -58,8 +58,8 @@ def server_view(server: Server) -> dict[str, dict[str, float]]:
         depth = server.metrics.get_stats("queue_depth", labels=labels)
         dropped = [server.metrics.get_stats(name, labels=labels) for name in ("queue_full_drops", "requests_expired")]
         view[model] = {
-            "queue_depth": depth.mean if depth else 0.0,
-            "drops": float(sum(stats.count for stats in dropped if stats)),
+            "queue_depth": depth.mean if depth.count else 0.0,
+            "drops": float(sum(stats.count for stats in dropped)),
         }
     return view
 
@@ -121,17 +121,12 @@ def sum_up(report: dict[str, Any], view: dict[str, dict[str, float]]) -> int:
 async def run(args: argparse.Namespace) -> int:
     """The server and the fleet, from start to end."""
     server = make_server()
-    serving = asyncio.create_task(server.run())
+    await server.start()
     try:
-        while not server.endpoint:
-            if serving.done():
-                serving.result()
-            await asyncio.sleep(0.02)
         report = await run_fleet(server, args, Console())
         return sum_up(report, server_view(server))
     finally:
         await server.stop()
-        await serving
 
 
 def main() -> int:
