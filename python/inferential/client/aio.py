@@ -82,7 +82,9 @@ class AsyncConnection(BaseConnection):
     ) -> AsyncModel:
         """A handle on a model; arguments and errors as Connection.model(). A fallback callback may be a coroutine function."""
         self._session.check_open()
-        defaults = Defaults(model_id, latency_budget_ms, priority, step_ms or 0.0, slot, latest_only)
+        defaults = Defaults(
+            model_id, latency_budget_ms, priority, 0.0 if step_ms is None else step_ms, slot, latest_only
+        )
         return AsyncModel(self, self._session.inbox(model_id), defaults, fallback)
 
     @property

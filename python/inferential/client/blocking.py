@@ -125,7 +125,9 @@ class Connection(BaseConnection):
             ConnectionClosedError: after close().
         """
         self._session.check_open()
-        defaults = Defaults(model_id, latency_budget_ms, priority, step_ms or 0.0, slot, latest_only)
+        defaults = Defaults(
+            model_id, latency_budget_ms, priority, 0.0 if step_ms is None else step_ms, slot, latest_only
+        )
         return Model(self, self._session.inbox(model_id), defaults, fallback)
 
     @property

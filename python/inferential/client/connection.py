@@ -112,6 +112,7 @@ class BaseConnection:
         """Takes a request_id and transmits. Never waits."""
         session, o = self._session, self._options
         session.check_open()
+        timestamp_ns = time.time_ns() if d.timestamp_ns is None else d.timestamp_ns
         try:
             envelope = wire.encode_observation(
                 Observation(
@@ -119,7 +120,7 @@ class BaseConnection:
                     o.client_type,
                     inbox.model_id,
                     session.next_request_id,
-                    time.time_ns() if d.timestamp_ns is None else d.timestamp_ns,
+                    timestamp_ns,
                     d.urgency,
                     d.priority,
                     d.steps_remaining,
@@ -135,7 +136,7 @@ class BaseConnection:
             )
         except (TypeError, ValueError) as e:
             raise ObservationError(f"the observation cannot be encoded: {e}") from e
-        sent = session.begin(inbox, d.slot, d.step_ms, time.monotonic())
+        sent = session.begin(inbox, d.slot, d.step_ms, timestamp_ns, time.monotonic())
         if sent.status is not None:
             return sent
         try:

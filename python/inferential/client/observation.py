@@ -40,6 +40,7 @@ class Defaults:
         check_priority(self.priority)
         check_number("step_ms", self.step_ms, 0.0, _MAX_FLOAT32)
         check_name("slot", self.slot)
+        check_flag("latest_only", self.latest_only)
 
 
 @dataclass(slots=True)
@@ -83,7 +84,7 @@ def draft(
         MissingDependencyError: `encode` needs an image codec.
     """
     d = Draft(
-        check_number("urgency", urgency, 0.0, 1.0) if urgency else 0.0,
+        check_number("urgency", urgency, 0.0, 1.0),
         None if steps_remaining is None else check_integer("steps_remaining", steps_remaining, 2**32 - 1),
         defaults.latency_budget_ms
         if latency_budget_ms is None
@@ -91,7 +92,7 @@ def draft(
         defaults.priority if priority is None else check_priority(priority),
         defaults.step_ms if step_ms is None else check_number("step_ms", step_ms, 0.0, _MAX_FLOAT32),
         defaults.slot if slot is None else check_name("slot", slot),
-        defaults.latest_only if latest_only is None else bool(latest_only),
+        defaults.latest_only if latest_only is None else check_flag("latest_only", latest_only),
         None if timestamp_ns is None else check_integer("timestamp_ns", timestamp_ns, 2**64 - 1),
         timestamps_ns,
     )
@@ -229,6 +230,13 @@ def check_integer(name: str, value: Any, high: int) -> int:
         raise ObservationError(f"{name} is {value}; it must be 0..{high}")
     found: int = value
     return found
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """True or False, nothing that is merely taken for one."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ObservationError(f"{name} is {_described(value)}; it must be True or False")
+    return bool(value)
 
 
 def check_priority(value: Any) -> int:

@@ -72,6 +72,7 @@ class Reply(Mapping[str, Array]):
         timing: where the time went on the server, in ms.
         metadata: the model's strings.
         local: whether this process made it and not the server.
+        response_id: the server's name for this reply.
         timestamp_ns: the server's wall clock at sending.
         observation_timestamp_ns: the wall clock of this client when it observed.
         step_ms: how long one action lasts, as told with the observation; 0 where it was not told.
@@ -93,6 +94,7 @@ class Reply(Mapping[str, Array]):
         "reason",
         "received_s",
         "request_id",
+        "response_id",
         "retry_after_ms",
         "sent_s",
         "slot",
@@ -116,6 +118,7 @@ class Reply(Mapping[str, Array]):
         timing: Timing | None = None,
         metadata: Mapping[str, str] | None = None,
         local: bool = False,
+        response_id: str = "",
         timestamp_ns: int = 0,
         observation_timestamp_ns: int = 0,
         step_ms: float = 0.0,
@@ -135,6 +138,7 @@ class Reply(Mapping[str, Array]):
         self.timing = timing or Timing()
         self.metadata: Mapping[str, str] = metadata or {}
         self.local = local
+        self.response_id = response_id
         self.timestamp_ns = timestamp_ns
         self.observation_timestamp_ns = observation_timestamp_ns
         self.step_ms = step_ms

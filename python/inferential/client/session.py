@@ -22,6 +22,7 @@ from inferential.wire import Response, parse_response
 logger = logging.getLogger("inferential.client")
 
 INBOX_REPLIES = 65_536
+_MAX_HOLD_OFF_MS = 24 * 3600 * 1e3  # a longer pause is no hint
 _STATUSES: dict[int, Status] = {int(s): s for s in Status}
 _REASONS: dict[int, Reason] = {int(r): r for r in Reason}
 
@@ -112,6 +113,7 @@ class Pending:
     inbox: Inbox
     slot: str
     step_ms: float
+    timestamp_ns: int  # the observation's
     sent_s: float
 
 
@@ -204,7 +206,7 @@ class Session:
         if self.link is LinkState.CLOSED:
             raise ConnectionClosedError("the connection is closed; make a new one")
 
-    def begin(self, inbox: Inbox, slot: str, step_ms: float, now: float) -> Sent:
+    def begin(self, inbox: Inbox, slot: str, step_ms: float, timestamp_ns: int, now: float) -> Sent:
         """Takes the next request_id. With `status` None in the answer the request is outstanding and must be transmitted (or taken back
         by not_sent); else it has ended.
 
@@ -227,6 +229,7 @@ class Session:
                     error=held.error,
                     retry_after_ms=(held.until_s - now) * 1e3,
                     local=True,
+                    observation_timestamp_ns=timestamp_ns,
                     step_ms=step_ms,
                     sent_s=now,
                     received_s=now,
@@ -243,7 +246,7 @@ class Session:
             )
             return Sent(request_id, Status.NOT_SENT, why)
         self._stats.sent += 1
-        pending = Pending(request_id, inbox, slot, step_ms, now)
+        pending = Pending(request_id, inbox, slot, step_ms, timestamp_ns, now)
         self._outstanding[request_id] = inbox.outstanding[request_id] = pending
         return Sent(request_id)
 
@@ -287,7 +290,7 @@ class Session:
             return
         request_id = response.request_id
         if request_id:
-            self.server_version = 2
+            self._note_v2(request_id)
             pending = self._outstanding.get(request_id)
             if pending is None:
                 self._receive_unmatched(response, now)
@@ -311,7 +314,9 @@ class Session:
             self._stats.not_ok += 1
             wait_ms = response.retry_after_ms
             if self._hold_off and wait_ms > 0 and status in (Status.REJECTED, Status.UNAVAILABLE):
-                inbox.hold_off = _HoldOff(now + wait_ms / 1e3, Status(status), reason, response.error)
+                inbox.hold_off = _HoldOff(
+                    now + min(wait_ms, _MAX_HOLD_OFF_MS) / 1e3, Status(status), reason, response.error
+                )
         if response.phase_shift_ms > 0:
             inbox.phase_shift_ms = response.phase_shift_ms
         self._forget(pending)
@@ -326,8 +331,9 @@ class Session:
             phase_shift_ms=response.phase_shift_ms,
             timing=response.timing,
             metadata=response.metadata,
+            response_id=response.response_id,
             timestamp_ns=response.timestamp_ns,
-            observation_timestamp_ns=response.observation_timestamp_ns,
+            observation_timestamp_ns=response.observation_timestamp_ns or pending.timestamp_ns,  # v1 echoes none
             step_ms=pending.step_ms,
             sent_s=pending.sent_s,
             received_s=now,
@@ -338,8 +344,7 @@ class Session:
 
     def _receive_bad(self, error: WireError, now: float) -> None:
         pending = self._outstanding.get(error.request_id)
-        if error.request_id:
-            self.server_version = 2
+        self._note_v2(error.request_id)
         if pending is None:
             self._stats.bad_replies += 1
             logger.warning("a message of the server does not decode: %s", error)
@@ -360,8 +365,13 @@ class Session:
                 (now - ping.sent_s) * 1e3, found.get("server", ""), models, response.protocol_version
             )
 
+    def _note_v2(self, request_id: int) -> None:
+        if 0 < request_id < self.next_request_id:
+            self.server_version = 2
+
     def _note_v1(self) -> None:
-        self.server_version = 1
+        if self.server_version is None:
+            self.server_version = 1
         if not self._v1_logged:
             self._v1_logged = True
             logger.warning(
@@ -378,6 +388,7 @@ class Session:
             status=status,
             error=error,
             local=True,
+            observation_timestamp_ns=pending.timestamp_ns,
             step_ms=pending.step_ms,
             sent_s=pending.sent_s,
             received_s=now,

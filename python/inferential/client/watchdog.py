@@ -109,6 +109,8 @@ class Watchdog:
     def fall_back(self, status: Status | int | None, now: float) -> Action:
         """What was declared for this case."""
         last, fallback = self._last, self._fallback
+        if status == Status.OK:  # of an earlier answer: now there was nothing to wait for
+            status = None
         if isinstance(fallback, (Hold, Decay, Zero)):
             if last is not None and not isinstance(fallback, Zero):
                 since_ms = (now - last.received_s) * 1e3

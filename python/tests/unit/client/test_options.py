@@ -1,0 +1,55 @@
+"""A connection's settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from inferential.client.options import Options
+from inferential.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("given", "means"),
+    [
+        ("localhost:5555", "tcp://localhost:5555"),
+        ("tcp://10.0.0.2:1", "tcp://10.0.0.2:1"),
+        (" robot.local:65535 ", "tcp://robot.local:65535"),
+        ("[::1]:5555", "tcp://[::1]:5555"),
+        ("ipc:///run/inferential", "ipc:///run/inferential"),
+    ],
+)
+def test_tcp_may_be_left_out(given: str, means: str) -> None:
+    assert Options(given, "robot").server == means
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"server": "localhost"}, ["server", "'localhost'", "port"]),
+        ({"server": "tcp://localhost"}, ["port"]),
+        ({"server": "localhost:0"}, ["port"]),
+        ({"server": "localhost:65536"}, ["port"]),
+        ({"server": "localhost:http"}, ["port"]),
+        ({"server": ""}, ["server"]),
+        ({"server": 5555}, ["server", "5555"]),
+        ({"client_id": ""}, ["client_id", "empty"]),
+        ({"client_id": "é" * 129}, ["client_id", "258", "256"]),
+        ({"client_id": "\ud800"}, ["client_id", "Unicode"]),
+        ({"client_type": 3}, ["client_type", "3"]),
+        ({"connect_timeout_ms": -1}, ["connect_timeout_ms", "-1"]),
+        ({"request_timeout_ms": 0}, ["request_timeout_ms"]),
+        ({"heartbeat_ms": 200}, ["heartbeat_ms", "300", "1000"]),
+        ({"heartbeat_ms": True}, ["heartbeat_ms"]),
+        ({"linger_ms": -1}, ["linger_ms"]),
+        ({"max_message_bytes": "1MB"}, ["max_message_bytes", "1MB"]),
+        ({"high_water_mark": 0}, ["high_water_mark"]),
+    ],
+    ids=str,
+)
+def test_a_wrong_setting_is_named(values: dict[str, Any], says: list[str]) -> None:
+    with pytest.raises(ConfigError) as e:
+        Options(**({"server": "localhost:5555", "client_id": "robot"} | values))
+    for words in says:
+        assert words in str(e.value)

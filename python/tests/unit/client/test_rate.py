@@ -1,0 +1,101 @@
+"""Rate on a clock of our own."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from inferential.client.rate import AsyncRate, Grid, Rate
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.slept: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+class Hints:
+    def __init__(self, *hints_ms: float) -> None:
+        self.hints_ms = list(hints_ms)
+
+    def take_phase_shift_ms(self) -> float:
+        return self.hints_ms.pop(0) if self.hints_ms else 0.0
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_it_keeps_the_grid_however_long_the_work_takes(clock: Clock) -> None:
+    rate = Rate(50, clock=clock, sleep=clock.sleep)
+    assert rate.period_ms == 20
+    for i, work in enumerate([0.0, 0.019, 0.001, 0.015], 1):
+        clock.now += work
+        assert rate.sleep() == 0
+        assert clock.now == pytest.approx(1000.0 + i * 0.020)
+
+
+def test_missed_ticks_are_counted_and_skipped(clock: Clock) -> None:
+    rate = Rate(50, clock=clock, sleep=clock.sleep)
+    clock.now += 0.070  # over the ticks at 20, 40 and 60 ms
+    assert rate.sleep() == 3
+    assert clock.now == pytest.approx(1000.080)
+    assert rate.sleep() == 0
+    assert clock.now == pytest.approx(1000.100)
+
+
+def test_a_tick_that_is_exactly_now_is_in_time() -> None:
+    grid = Grid(4, 0.0)
+    assert grid.advance(0.25) == (0.25, 0)
+    assert grid.advance(0.75) == (0.75, 1)
+    assert grid.advance(0.75) == (1.0, 0)
+
+
+def test_a_million_ticks_do_not_drift() -> None:
+    grid = Grid(3, 0.0)
+    for _ in range(1_000_000):
+        tick, _ = grid.advance(0.0)
+    assert tick == pytest.approx(1_000_000 / 3, abs=1e-6)
+
+
+def test_a_sleep_that_ends_early_is_continued(clock: Clock) -> None:
+    rate = Rate(10, clock=clock, sleep=lambda seconds: clock.sleep(seconds / 2 if seconds > 0.001 else seconds))
+    assert rate.sleep() == 0
+    assert clock.now == pytest.approx(1000.1)
+
+
+def test_it_follows_each_phase_shift_once(clock: Clock) -> None:
+    rate = Rate(50, follow=Hints(0.0, 7.0), clock=clock, sleep=clock.sleep)
+    ticks = []
+    for _ in range(4):
+        assert rate.sleep() == 0
+        ticks.append(round((clock.now - 1000.0) * 1e3, 6))
+    assert ticks == [20, 47, 67, 87]
+
+
+@pytest.mark.parametrize("hz", [0, -1, float("inf"), float("nan")])
+def test_a_frequency_that_is_none_is_refused(hz: float) -> None:
+    with pytest.raises(ValueError, match="hz"):
+        Rate(hz)
+
+
+def test_the_async_one_keeps_the_grid_too() -> None:
+    async def run() -> tuple[list[int], float]:
+        loop = asyncio.get_running_loop()
+        rate = AsyncRate(200, clock=loop.time)
+        start = loop.time()
+        missed = [await rate.sleep() for _ in range(4)]
+        return missed, loop.time() - start
+
+    missed, elapsed = asyncio.run(run())
+    assert len(missed) == 4
+    assert elapsed >= 4 * 0.005
