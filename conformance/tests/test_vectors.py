@@ -2,52 +2,18 @@
 
 from __future__ import annotations
 
-import struct
 import subprocess
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from inferential import images, wire
 from inferential.errors import WireError
-from inferential.types import EncodedImage, Encoding, TensorSpec
+from inferential.types import DType, EncodedImage, Encoding, TensorSpec
+from suite.vectors import VECTORS, Vector, load
 
-VECTORS = Path(__file__).parents[1] / "vectors"
-
-
-@dataclass(frozen=True)
-class Entry:
-    name: str
-    message: str
-    verdict: str
-    frames: int
-    status: int
-    request_id: int
-    key: str
-    field: str
-    note: str
-
-    @property
-    def envelope(self) -> bytes:
-        return (VECTORS / f"{self.name}.envelope").read_bytes()
-
-    @property
-    def payload(self) -> list[bytes]:
-        return [(VECTORS / (f"{self.name}.payload" + (f".{i}" if i else ""))).read_bytes() for i in range(self.frames)]
-
-
-def manifest() -> list[Entry]:
-    entries = []
-    for line in (VECTORS / "manifest.tsv").read_text().split("\n")[:-1]:
-        name, message, verdict, frames, status, request_id, key, field, note = line.split("\t")
-        entries.append(Entry(name, message, verdict, int(frames), int(status), int(request_id), key, field, note))
-    return entries
-
-
-ENTRIES = manifest()
+ENTRIES = load()
 
 
 def pick(verdict: str, message: str) -> Any:
@@ -56,24 +22,13 @@ def pick(verdict: str, message: str) -> Any:
     )
 
 
-def contents(entry: Entry) -> tuple[dict[str, Any], dict[str, str], list[TensorSpec]]:
-    """The .txt form: (fields, metadata, tensors); floats as the wire's 32 bits."""
-    fields: dict[str, Any] = {}
-    metadata: dict[str, str] = {}
-    tensors: list[TensorSpec] = []
-    for line in (VECTORS / f"{entry.name}.txt").read_text().split("\n")[:-1]:
-        name, *rest = line.split("\t")
-        if name == "metadata":
-            metadata[rest[0]] = rest[1]
-        elif name == "tensor":
-            key, dtype, encoding, frame, offset, length, timestamp, shape, _ = rest
-            dims = tuple(int(n) for n in shape.split(",")) if shape else ()
-            read = Encoding(int(encoding) or 1)
-            tensors.append(
-                TensorSpec(key, wire._DTYPES[int(dtype)], dims, int(offset), int(length), int(timestamp), read, int(frame))
-            )
-        else:
-            fields[name] = struct.unpack("<f", struct.pack("<I", int(rest[0], 16)))[0] if len(rest) == 2 else rest[0]
+def contents(entry: Vector) -> tuple[dict[str, Any], dict[str, str], list[TensorSpec]]:
+    """With the tensors as the decoder has them."""
+    fields, metadata, lines = entry.contents()
+    tensors = [
+        TensorSpec(t.key, DType(t.dtype), t.shape, t.byte_offset, t.byte_length, t.timestamp_ns, Encoding(t.encoding), t.frame)
+        for t in lines
+    ]
     return fields, metadata, tensors
 
 
@@ -98,7 +53,7 @@ def observation_fields(o: Any) -> dict[str, Any]:
 
 
 @pick("valid", "Observation")
-def test_valid_observation(entry: Entry) -> None:
+def test_valid_observation(entry: Vector) -> None:
     fields, metadata, tensors = contents(entry)
     frames = entry.payload
     o = wire.parse_observation(entry.envelope, [len(f) for f in frames])
@@ -119,7 +74,7 @@ def test_valid_observation(entry: Entry) -> None:
 
 @pick("valid", "Observation")
 @pytest.mark.parametrize("several_frames", [False, True], ids=["one-frame", "several-frames"])
-def test_observation_encodes_to_the_same(entry: Entry, several_frames: bool) -> None:
+def test_observation_encodes_to_the_same(entry: Vector, several_frames: bool) -> None:
     frames = entry.payload
     first = wire.parse_observation(entry.envelope, [len(f) for f in frames])
     values: dict[str, Any] = {}
@@ -144,7 +99,7 @@ def test_observation_encodes_to_the_same(entry: Entry, several_frames: bool) -> 
 
 
 @pick("valid", "ModelResponse")
-def test_valid_response(entry: Entry) -> None:
+def test_valid_response(entry: Vector) -> None:
     fields, metadata, tensors = contents(entry)
     frames = entry.payload
     r = wire.parse_response(entry.envelope, frames)
@@ -178,7 +133,7 @@ def test_valid_response(entry: Entry) -> None:
 
 
 @pytest.mark.parametrize("entry", [pytest.param(e, id=e.name) for e in ENTRIES if e.verdict == "malformed"])
-def test_malformed(entry: Entry) -> None:
+def test_malformed(entry: Vector) -> None:
     frames = entry.payload
     with pytest.raises(WireError) as caught:
         if entry.message == "Observation":
@@ -205,7 +160,7 @@ def test_png_pixels(key: str) -> None:
 
 def test_every_dtype_has_a_vector() -> None:
     seen = {t.dtype for e in ENTRIES if e.verdict == "valid" for t in contents(e)[2]}
-    assert seen == set(wire._DTYPES.values())
+    assert seen == set(DType)
 
 
 def test_vectors_are_what_generate_makes() -> None:

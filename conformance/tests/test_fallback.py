@@ -1,0 +1,124 @@
+"""act: a fresh answer or the declared fallback, in time (docs/protocol.md, section 6.7)."""
+
+from __future__ import annotations
+
+import struct
+import time
+from typing import Any
+
+from suite.client import Connection, Model, f32, some
+from suite.standin import StandIn
+
+INT = some("INT32", (2,))
+TEMPLATE = {"actions": f32(9, 9), "grip": INT}
+ZEROS = {"actions": f32(0, 0), "grip": type(INT)("INT32", (2,), bytes(8))}
+LAST = {"actions": f32(8, -4), "grip": INT}
+
+
+def fresh(model: Model, stand_in: StandIn, **options: Any) -> None:
+    """One answer that is in time."""
+    model.send({"x": f32(1)}, **options)
+    stand_in.answer(stand_in.receive(), LAST)
+    a = model.act(20_000)
+    assert (a.source, a.tensors) == ("fresh", LAST)
+    assert a.age_ms > 0
+
+
+def stalled(model: Model, stand_in: StandIn, timeout_ms: float = 50) -> Any:
+    """act on a server that does not answer."""
+    model.send({"x": f32(1)})
+    stand_in.receive()
+    begin = time.monotonic()
+    a = model.act(timeout_ms)
+    assert time.monotonic() - begin < 10, "an action comes in time"
+    return a
+
+
+def floats(a: Any) -> tuple[float, ...]:
+    data = a.tensors["actions"].data
+    return struct.unpack(f"<{len(data) // 4}f", data)
+
+
+def test_none_without_an_answer_ever_and_no_template(model: Model, stand_in: StandIn) -> None:
+    a = stalled(model, stand_in)
+    assert (a.source, a.tensors, a.age_ms, a.steps_late) == ("none", {}, 0, 0)
+
+
+def test_zero_like_the_template_before_the_first_answer(connection: Connection, stand_in: StandIn) -> None:
+    for kind in ("zero", "hold", "decay"):
+        model = connection.model("policy", fallback=(kind, 1000.0, TEMPLATE))
+        a = stalled(model, stand_in)
+        assert (a.source, a.tensors, a.age_ms) == ("zero", ZEROS, 0), kind
+
+
+def test_zero_like_the_last_answer(connection: Connection, stand_in: StandIn) -> None:
+    model = connection.model("policy", fallback=("zero", 0.0, None))
+    fresh(model, stand_in)
+    a = stalled(model, stand_in)
+    assert (a.source, a.tensors) == ("zero", ZEROS)
+
+
+def test_hold_keeps_the_last_answer(connection: Connection, stand_in: StandIn) -> None:
+    model = connection.model("policy", fallback=("hold", 600_000.0, None))
+    fresh(model, stand_in)
+    a = stalled(model, stand_in)
+    assert (a.source, a.tensors) == ("hold", LAST)
+    assert a.age_ms >= 50
+
+
+def test_hold_ends_in_zeros(connection: Connection, stand_in: StandIn) -> None:
+    model = connection.model("policy", fallback=("hold", 1.0, None))
+    fresh(model, stand_in)
+    a = stalled(model, stand_in, 50)
+    assert (a.source, a.tensors) == ("zero", ZEROS)
+
+
+def test_decay_halves_floats_and_holds_the_rest(connection: Connection, stand_in: StandIn) -> None:
+    model = connection.model("policy", fallback=("decay", 100.0, None))
+    fresh(model, stand_in)
+    a = stalled(model, stand_in, 100)
+    assert a.source == "decay"
+    assert a.tensors["grip"] == INT
+    x, y = floats(a)
+    assert 0 <= x <= 4.01, "after at least a half-life"
+    assert y == -x / 2
+
+
+def test_callback_gets_the_last_answer(connection: Connection, stand_in: StandIn) -> None:
+    model = connection.model("policy", fallback=("callback", 0.0, None))
+    a = stalled(model, stand_in)
+    assert (a.source, a.tensors, a.age_ms) == ("callback", {"actions": f32(0)}, 0)
+    fresh(model, stand_in)
+    a = stalled(model, stand_in)
+    assert (a.source, a.tensors, a.age_ms) == ("callback", {"actions": f32(1)}, 0)
+
+
+def test_steps_late_counts_steps_gone_by(connection: Connection, stand_in: StandIn) -> None:
+    model = connection.model("policy", step_ms=10.0, fallback=("hold", 600_000.0, None))
+    fresh(model, stand_in)
+    a = stalled(model, stand_in, 100)
+    assert a.source == "hold"
+    assert a.steps_late >= 10
+    assert a.steps_late == int(a.age_ms // 10)
+
+
+def test_a_refusal_falls_back_at_once(connection: Connection, stand_in: StandIn) -> None:
+    model = connection.model("policy", fallback=("hold", 600_000.0, None))
+    fresh(model, stand_in)
+    model.send()
+    stand_in.answer(stand_in.receive(), status=3)
+    begin = time.monotonic()
+    assert model.act(60_000).source == "hold"
+    assert time.monotonic() - begin < 10
+
+
+def test_a_lost_link_falls_back_at_once(connection: Connection, stand_in: StandIn) -> None:
+    model = connection.model("policy", fallback=("hold", 600_000.0, None))
+    fresh(model, stand_in)
+    model.send()
+    stand_in.receive()
+    stand_in.close()
+    begin = time.monotonic()
+    assert model.act(60_000).source == "hold"
+    assert model.act(60_000).source == "hold", "nothing is outstanding"
+    assert time.monotonic() - begin < 10
