@@ -58,7 +58,17 @@ class SchedulingConfig(Settings):
     overrun_ms: MillisecondsOrZero = 1000.0
     """How long after its expiry a request that already runs may still be answered OK."""
     min_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Share of calls that lower priority levels are guaranteed."""
+    """Share of the served requests that lower priority levels are guaranteed, when not all can be in time."""
+    priority_window_ms: MillisecondsOrZero = 100.0
+    """When all can be in time: a better level goes ahead of keys that are earlier by at most this."""
+    contention_hold_ms: MillisecondsOrZero = 1000.0
+    """For so long after a request missed its deadline in the queue, or was predicted to, a model counts as contended."""
+    batch_window: Literal["off", "deadline"] = "deadline"
+    """deadline: a batch waits for expected observations while that pays and every deadline in it still holds; off: it leaves at once."""
+    deadline_margin_ms: MillisecondsOrZero = 1.0
+    """What is kept free between the predicted end of a call and a deadline, for the reply's way to the client."""
+    explain_records: Annotated[int, Field(ge=0)] = 20_000
+    """How many recent decisions are kept for `explain`; 0: none."""
     early_refusal: Literal["off", "predictive"] = "off"
     """predictive: a request that cannot make its deadline is REJECTED as soon as that is known."""
     phase_shift: bool = False
@@ -83,6 +93,10 @@ class DispatchConfig(Settings):
     """How often a failed call may run again, within its deadline, on another replica where there is one."""
     call_timeout_ms: Milliseconds = 30_000.0
     """A call without an answer for this long is given up, whatever its requests' deadlines."""
+    staging: bool = True
+    """Send one further call to a replica on the direct path just before the running one is predicted to end."""
+    retry_after_ms: Milliseconds = 250.0
+    """The hint that goes with UNAVAILABLE."""
     health_timeout_ms: Milliseconds = 1000.0
     """A replica on the direct path that says nothing for this long is taken for dead."""
 
@@ -92,6 +106,8 @@ class CadenceConfig(Settings):
 
     alpha: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Weight of the newest interval in the moving average."""
+    forget_after_s: Seconds = 300.0
+    """What was learned of a client at a model is forgotten when nothing came from it for this long."""
 
 
 class MetricsConfig(Settings):

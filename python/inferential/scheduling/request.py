@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from inferential.types import Body, Buffer, Observation, Reason, Status
+
+if TYPE_CHECKING:
+    from inferential.tracking.clients import Stream
 
 INFINITY = float("inf")
 
@@ -33,6 +37,16 @@ class Request:
     """Whether its one outcome has been decided."""
     sequence: int = 0
     """Order of arrival in this engine; breaks ties."""
+    queued: bool = False
+    """Whether it waits in a queue."""
+    call: Call | None = None
+    """The call it runs in."""
+    tag: float = 0.0
+    """Virtual start time in the fair sharing between clients (scheduling/fairness.py)."""
+    lane: str | None = None
+    """The replica it waits for, where clients keep to one."""
+    stream: Stream | None = None
+    """What is known of its client at this model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +73,23 @@ class Call:
     started_at: float
     deadline: float
     """When the engine gives the call up (monotonic seconds)."""
+    # the engine's own
+    open: bool = field(default=True, repr=False)
+    """Whether the engine still counts on an answer."""
+    unanswered: int = field(default=0, repr=False)
+    """Requests in it without an outcome."""
+    staged: bool = field(default=False, repr=False)
+    """Whether it waits at its replica behind another call."""
+    behind: Call | None = field(default=None, repr=False)
+    """The call it waits behind."""
+    followed: bool = field(default=False, repr=False)
+    """Whether it was staged, so that it followed another call without a gap."""
+    begins_at: float = field(default=0.0, repr=False)
+    """When the replica begins with it: known once it is not staged, predicted before."""
+    ends_at: float = field(default=INFINITY, repr=False)
+    """When it is predicted to end."""
+    yields: bool = field(default=False, repr=False)
+    """Whether another call can follow it where it runs: running, and nothing staged behind it."""
 
 
 @dataclass(frozen=True, slots=True)

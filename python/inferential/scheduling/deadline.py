@@ -1,0 +1,151 @@
+"""Deadline order with priority levels, and the strategies built on it."""
+
+from __future__ import annotations
+
+from bisect import bisect
+from operator import attrgetter
+
+from inferential.config.schema import SchedulingConfig
+from inferential.errors import ConfigError
+from inferential.scheduling.base import Batch, Order, Scheduler, register_scheduler
+from inferential.scheduling.fairness import FairClock, GuaranteedShare
+from inferential.scheduling.heap import LazyHeap
+from inferential.scheduling.request import Request
+
+_is_queued = attrgetter("queued")
+
+
+class _Level:
+    """The waiting requests of one priority."""
+
+    __slots__ = ("by_key", "by_share", "clock", "count", "number")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.by_key: LazyHeap[Request] = LazyHeap(_is_queued)
+        self.by_share: LazyHeap[Request] = LazyHeap(_is_queued)
+        self.clock = FairClock(number)
+        self.count = 0
+
+
+class DeadlineOrder:
+    """Smallest key first, levels only where it matters.
+
+    Not contended: the smallest key of all goes, except that a better level goes ahead of keys that are earlier by at most `window_s`.
+    Contended (or `strict`): the best level that waits goes, less the guaranteed share of the others; contended, clients of one
+    level take turns.
+    """
+
+    __slots__ = ("_active", "_by_number", "_numbers", "_share", "_strict", "_window_s")
+
+    def __init__(self, *, min_share: float, window_s: float, strict: bool = False) -> None:
+        self._by_number: dict[int, _Level] = {}
+        self._active: list[_Level] = []
+        self._numbers: list[int] = []
+        self._share = GuaranteedShare(min_share)
+        self._window_s = window_s
+        self._strict = strict
+
+    def push(self, request: Request) -> None:
+        """See Order."""
+        number = request.observation.priority
+        level = self._by_number.get(number)
+        if level is None:
+            level = self._by_number[number] = _Level(number)
+        if not level.count:
+            at = bisect(self._numbers, number)
+            self._numbers.insert(at, number)
+            self._active.insert(at, level)
+        level.count += 1
+        stream = request.stream
+        if stream is not None:
+            request.tag = level.clock.enter(stream)
+        key, sequence = request.key, request.sequence
+        level.by_key.push(key, sequence, request)
+        level.by_share.push((int(request.tag), key), sequence, request)
+
+    def first(self, contended: bool) -> Request | None:
+        """See Order."""
+        active = self._active
+        if not active:
+            return None
+        level = active[0]
+        if len(active) > 1:
+            if contended or self._strict:
+                level = self._by_number[self._share.best(self._numbers)]
+            else:
+                level = self._earliest_level()
+        entry = (level.by_share if contended else level.by_key).top()
+        return None if entry is None else entry[2]
+
+    def _earliest_level(self) -> _Level:
+        keys: list[float] = []
+        for level in self._active:
+            entry = level.by_key.top()
+            assert entry is not None, "an active level has a queued request"
+            keys.append(entry[0])
+        limit = min(keys) + self._window_s
+        return next(level for level, key in zip(self._active, keys, strict=True) if key <= limit)
+
+    def discard(self, request: Request, served: bool) -> None:
+        """See Order."""
+        number = request.observation.priority
+        level = self._by_number[number]
+        level.by_key.discard()
+        level.by_share.discard()
+        level.count -= 1
+        if not level.count:
+            self._active.remove(level)
+            self._numbers.remove(number)
+            self._share.emptied(number)
+        if served:
+            level.clock.served(request)
+            if self._numbers:
+                self._share.served(number, self._numbers)
+        else:
+            level.clock.left(request)
+
+
+class DeadlineAware(Scheduler):
+    """One order over all models: the most urgent request whose model has a free slot goes."""
+
+    strict = False
+
+    def order(self) -> Order:
+        """See Scheduler."""
+        config = self.config
+        return DeadlineOrder(min_share=config.min_share, window_s=config.priority_window_ms / 1e3, strict=self.strict)
+
+
+class ModelDeadline(DeadlineAware):
+    """Deadline order within each model; models that compete for a slot take turns, however urgent their requests are."""
+
+    takes_turns = True
+
+
+class PriorityTiered(DeadlineAware):
+    """Strict levels whether contended or not, less the guaranteed share; deadline order within a level."""
+
+    strict = True
+
+
+class BatchOptimized(DeadlineAware):
+    """A batch leaves when it is full or its oldest request has waited `max_wait_ms`, not later."""
+
+    def __init__(self, config: SchedulingConfig, max_wait_ms: float = 10.0) -> None:
+        super().__init__(config)
+        if not (isinstance(max_wait_ms, int | float) and 0.0 <= max_wait_ms < float("inf")):
+            raise ConfigError(
+                f"scheduling.options: batch_optimized's max_wait_ms is {max_wait_ms!r}; it must be a number >= 0"
+            )
+        self._max_wait_s = max_wait_ms / 1e3
+
+    def hold_until(self, batch: Batch, now: float) -> float:
+        """See Scheduler."""
+        return now if batch.size >= batch.limit else batch.oldest_arrival + self._max_wait_s
+
+
+register_scheduler("deadline_aware", DeadlineAware)
+register_scheduler("model_deadline", ModelDeadline)
+register_scheduler("priority_tiered", PriorityTiered)
+register_scheduler("batch_optimized", BatchOptimized)

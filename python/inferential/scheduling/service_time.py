@@ -1,0 +1,111 @@
+"""How long a call takes, learned: `call_s + item_s x n`, the spread around it, and the overhead of reaching an idle replica."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import deque
+
+_DECAY = 0.97  # weight of what was known, per call: some thirty calls are remembered, so a throttling GPU is followed within a second
+_RESIDUALS = 64
+_SLOPE_INERTIA = 1.0
+_OVERHEAD_ALPHA = 0.1
+_MARGIN_QUANTILE = 0.98
+
+
+class ServiceTime:
+    """Of one model. All times are seconds.
+
+    A least-squares line through (batch size, time) in which each call counts 0.97 of its successor. Where all batches have one size
+    the slope can't be known: it keeps its last value and the line moves up and down.
+    """
+
+    __slots__ = (
+        "_n",
+        "_nn",
+        "_ny",
+        "_recent",
+        "_sorted",
+        "_w",
+        "_y",
+        "call_s",
+        "item_s",
+        "margin_s",
+        "overhead_s",
+        "samples",
+    )
+
+    def __init__(self, call_s: float = 0.0, item_s: float = 0.0) -> None:
+        self.call_s = call_s
+        self.item_s = item_s
+        self.overhead_s = 0.0
+        """What a call costs on top when its replica was idle: the way there and back that a staged call hides."""
+        self.margin_s = 0.0
+        """98 % of the recent calls ended at most this much after the line's word."""
+        self.samples = 0
+        self._w = self._n = self._nn = self._y = self._ny = 0.0
+        self._recent: deque[float] = deque()
+        self._sorted: list[float] = []
+        if call_s or item_s:
+            # The declared prior counts like two calls, of 1 and of 16 requests.
+            for size in (1.0, 16.0):
+                self._add(size, call_s + item_s * size)
+
+    @property
+    def known(self) -> bool:
+        """Whether there is anything to predict from."""
+        return self._w > 0.0
+
+    def mean(self, n: int) -> float:
+        """Predicted time of a call of `n` requests that follows another without a gap."""
+        return self.call_s + self.item_s * n
+
+    def quantile(self, n: int, q: float) -> float:
+        """The time that a share `q` of calls of `n` requests does not exceed."""
+        residuals = self._sorted
+        if not residuals:
+            return self.mean(n)
+        return self.mean(n) + residuals[min(len(residuals) - 1, int(q * len(residuals)))]
+
+    def _add(self, n: float, elapsed_s: float) -> None:
+        self._w = self._w * _DECAY + 1.0
+        self._n = self._n * _DECAY + n
+        self._nn = self._nn * _DECAY + n * n
+        self._y = self._y * _DECAY + elapsed_s
+        self._ny = self._ny * _DECAY + n * elapsed_s
+
+    def learn(self, n: int, elapsed_s: float, *, from_idle: bool, inference_s: float) -> None:
+        """Counts a call that ended.
+
+        Args:
+            n: its requests.
+            elapsed_s: from its dispatch, or from the end of the call before it where that was later.
+            from_idle: whether its replica was idle at its dispatch.
+            inference_s: the model's own word on its execution; 0 where it gave none.
+        """
+        if from_idle:
+            if 0.0 < inference_s < elapsed_s:
+                overhead = elapsed_s - inference_s
+                self.overhead_s += (overhead - self.overhead_s) * (_OVERHEAD_ALPHA if self.samples else 1.0)
+            elapsed_s = max(0.0, elapsed_s - self.overhead_s)
+        if self.samples:
+            # Judged by what was predicted, before this call moves the line.
+            self._residual(elapsed_s - self.call_s - self.item_s * n)
+        self.samples += 1
+        self._add(n, elapsed_s)
+        w = self._w
+        mean_n = self._n / w
+        mean_y = self._y / w
+        spread = self._nn - mean_n * self._n
+        together = self._ny - mean_n * self._y
+        slope = (together + _SLOPE_INERTIA * self.item_s) / (spread + _SLOPE_INERTIA)
+        # A line through the origin is the steepest that makes sense, a level one the flattest.
+        self.item_s = slope = min(max(0.0, slope), mean_y / mean_n)
+        self.call_s = mean_y - slope * mean_n
+
+    def _residual(self, value: float) -> None:
+        recent, ordered = self._recent, self._sorted
+        if len(recent) == _RESIDUALS:
+            del ordered[bisect_left(ordered, recent.popleft())]
+        recent.append(value)
+        insort(ordered, value)
+        self.margin_s = max(0.0, ordered[min(len(ordered) - 1, int(_MARGIN_QUANTILE * len(ordered)))])

@@ -1,0 +1,120 @@
+"""Who sends: clients live, idle and evicted, and what is known of each at each model."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from inferential.tracking.cadence import Cadence
+
+if TYPE_CHECKING:
+    from inferential.scheduling.request import Request
+
+
+class Stream:
+    """One client at one model: its fair share and its cadence (one more cadence for each named slot)."""
+
+    __slots__ = (
+        "_slots",
+        "cadence",
+        "client_id",
+        "finish_tags",
+        "index",
+        "last_seen",
+        "queued",
+        "replica",
+        "waiting",
+        "weight",
+    )
+
+    def __init__(self, client_id: str, index: int, weight: float) -> None:
+        self.client_id = client_id
+        self.index = index
+        """Number in order of first sight; makes orders between clients deterministic."""
+        self.weight = weight
+        self.cadence = Cadence()
+        self._slots: dict[str, Cadence] | None = None
+        self.finish_tags: dict[int, float] = {}
+        """End of its last virtual time tag, by priority level (scheduling/fairness.py)."""
+        self.queued = 0
+        """How many of its requests wait."""
+        self.waiting: deque[Request] = deque()
+        """These, oldest first, and some that wait no more."""
+        self.last_seen = 0.0
+        self.replica: str | None = None
+        """The replica it keeps to, where the model asks for that."""
+
+    def enqueued(self, request: Request) -> None:
+        """A request of it began to wait."""
+        self.queued += 1
+        waiting = self.waiting
+        while waiting and not waiting[0].queued:
+            waiting.popleft()
+        waiting.append(request)
+
+    def oldest(self) -> Request | None:
+        """The one of its waiting requests that has waited longest."""
+        waiting = self.waiting
+        while waiting and not waiting[0].queued:
+            waiting.popleft()
+        return waiting[0] if waiting else None
+
+    def cadence_of(self, slot: str) -> Cadence:
+        """Bodies behind one client that name a slot have a cadence each."""
+        if not slot:
+            return self.cadence
+        slots = self._slots
+        if slots is None:
+            slots = self._slots = {}
+        found = slots.get(slot)
+        if found is None:
+            found = slots[slot] = Cadence()
+        return found
+
+
+class Streams:
+    """The clients of one model, least recently seen first, so that the idle ones are found without a search."""
+
+    __slots__ = ("_by_client", "_count", "evicted")
+
+    def __init__(self) -> None:
+        self._by_client: OrderedDict[str, Stream] = OrderedDict()
+        self._count = 0
+        self.evicted = 0
+
+    def __len__(self) -> int:
+        return len(self._by_client)
+
+    def seen(self, client_id: str, now: float, weights: Mapping[str, float]) -> Stream:
+        """The client's stream, new or known; it counts as seen now."""
+        stream = self._by_client.get(client_id)
+        if stream is None:
+            self._count += 1
+            stream = self._by_client[client_id] = Stream(client_id, self._count, weights.get(client_id, 1.0))
+        else:
+            self._by_client.move_to_end(client_id)
+        stream.last_seen = now
+        return stream
+
+    def live(self, since: float) -> int:
+        """How many were seen at or after that time; O(answer)."""
+        count = 0
+        for stream in reversed(self._by_client.values()):
+            if stream.last_seen < since:
+                break
+            count += 1
+        return count
+
+    def evict(self, before: float) -> list[Stream]:
+        """Forgets clients not seen since that time, except those of which something still waits."""
+        gone: list[Stream] = []
+        for stream in self._by_client.values():
+            if stream.last_seen >= before:
+                break
+            if not stream.queued:
+                gone.append(stream)
+        for stream in gone:
+            del self._by_client[stream.client_id]
+        self.evicted += len(gone)
+        return gone
