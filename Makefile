@@ -9,6 +9,11 @@ export RAY_USAGE_STATS_ENABLED := 0
 VENV := $(INFERENTIAL_CACHE)/venv
 PY := $(VENV)/bin/python
 
+BAZEL := bazel --output_user_root=$(INFERENTIAL_CACHE)/bazel --max_idle_secs=60
+BAZEL_OPTIONS := --config=debian --symlink_prefix=/ --color=no --show_progress_rate_limit=30
+export CARGO_TARGET_DIR ?= $(INFERENTIAL_CACHE)/cargo-target
+CARGO_OPTIONS := --locked --all-features
+
 ##@ Use
 .PHONY: help
 help: ## This list
@@ -16,11 +21,12 @@ help: ## This list
 
 .PHONY: demo
 demo: setup-demo ## A fleet of cart-poles, balanced through the server (ARGS="--mujoco --robots 4 --seconds 10")
+	@$(if $(findstring --mujoco,$(ARGS)),scripts/apt-install.sh libegl1 libgl1-mesa-dri)
 	@$(PY) python/examples/fleet_demo $(ARGS)
 
 ##@ Set-up (the other targets call what they need; each is quick when there is nothing to do)
-.PHONY: setup setup-demo setup-python setup-proto setup-peer
-setup: setup-python setup-proto setup-peer ## Everything below
+.PHONY: setup setup-demo setup-python setup-proto setup-peer setup-cpp setup-rust
+setup: setup-python setup-proto setup-peer setup-cpp setup-rust ## Everything below
 setup-demo: ## Python with what the demo needs
 	@scripts/setup-python.sh demo
 setup-python: ## Python with what tests and checks need
@@ -30,8 +36,15 @@ setup-proto: ## The schema compiler
 setup-peer: ## The released 1.4.0, for interoperation tests and benchmarks
 	@scripts/setup-peer.sh
 
+setup-cpp: ## Compiler, Bazel, CMake and the libraries of the C++ SDK
+	@scripts/apt-install.sh g++ bazel-bootstrap bazel-rules-java bazel-rules-proto bazel-platforms bazel-skylib \
+		cmake pkg-config libzmq3-dev cppzmq-dev protobuf-compiler libprotobuf-dev libgtest-dev libgmock-dev
+setup-rust: ## Checks that cargo is there; the C compiler that the crate's libzmq needs
+	@scripts/apt-install.sh g++ make
+	@scripts/check-cargo.sh
+
 ##@ Checks
-.PHONY: test lint proto check-proto check-version test-all
+.PHONY: test lint proto check-proto check-version
 test: setup-python setup-peer ## Python tests (ARGS="-k name")
 	@cd python && $(PY) -m pytest $(ARGS)
 lint: setup-python ## Style and types
@@ -42,6 +55,21 @@ check-proto: setup-proto ## Fails where generated code or a copy of the schema i
 	@scripts/proto.sh --check
 check-version: ## Fails where a package's version differs from VERSION
 	@scripts/check-version.sh
+
+##@ C++ and Rust
+.PHONY: build-cpp test-cpp build-rust test-rust
+build-cpp: setup-cpp ## The C++ SDK, with Bazel
+	@$(BAZEL) build $(BAZEL_OPTIONS) //...
+test-cpp: setup-cpp ## Its tests, with Bazel
+	@$(BAZEL) test $(BAZEL_OPTIONS) //...
+build-rust: setup-rust ## The crate, with cargo
+	@cd rust && cargo build $(CARGO_OPTIONS)
+test-rust: setup-rust ## Its tests, doc-tests, clippy and formatting
+	@cd rust && cargo test $(CARGO_OPTIONS)
+	@cd rust && cargo clippy $(CARGO_OPTIONS) --all-targets -- -D warnings && cargo fmt --check
+
+##@ Everything
+.PHONY: test-all
 test-all: ## All of the above and every language, one after another
 	@python3 scripts/test_all.py
 

@@ -11,14 +11,13 @@ import subprocess
 import sys
 import time
 
-LAYERS = ["check-version", "check-proto", "lint", "test"]
+LAYERS = ["check-version", "check-proto", "lint", "test", "build-cpp", "test-cpp", "build-rust", "test-rust"]
 
 # What the closing lines of the test runners look like; each gives passed, failed.
 SUMMARIES = [
     re.compile(r"^=*\s*(?=.*\d+ (?:passed|failed|error))(?:(?P<failed>\d+) failed)?.*?(?:(?P<passed>\d+) passed)?.* in [\d.]+s"),  # pytest
     re.compile(r"^test result: \w+\. (?P<passed>\d+) passed; (?P<failed>\d+) failed"),  # cargo test
-    re.compile(r"^\[  PASSED  \] (?P<passed>\d+) tests?"),  # googletest
-    re.compile(r"^ ?(?P<failed>\d+) FAILED TESTS?"),
+    re.compile(r"^Executed \d+ out of \d+ tests?: (?P<passed>\d+) tests? pass(?:es)?(?:.*? and (?P<failed>\d+) fails?)?"),  # bazel
 ]
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
