@@ -13,12 +13,10 @@ import time
 
 LAYERS = ["check-version", "check-proto", "lint", "test", "build-cpp", "test-cpp", "build-rust", "test-rust"]
 
-# What the closing lines of the test runners look like; each gives passed, failed.
-SUMMARIES = [
-    re.compile(r"^=*\s*(?=.*\d+ (?:passed|failed|error))(?:(?P<failed>\d+) failed)?.*?(?:(?P<passed>\d+) passed)?.* in [\d.]+s"),  # pytest
-    re.compile(r"^test result: \w+\. (?P<passed>\d+) passed; (?P<failed>\d+) failed"),  # cargo test
-    re.compile(r"^Executed \d+ out of \d+ tests?: (?P<passed>\d+) tests? pass(?:es)?(?:.*? and (?P<failed>\d+) fails?)?"),  # bazel
-]
+# The closing lines of pytest, cargo test and bazel test, and the numbers in them.
+SUMMARY = re.compile(r"=* ?\d+ (passed|failed|error|skipped).* in [\d.]+s|test result: |Executed \d+ out of \d+ tests?: ")
+PASSED = re.compile(r"(\d+) (?:tests? )?pass")
+FAILED = re.compile(r"(\d+) (?:tests? )?(?:fail|error)")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -39,12 +37,9 @@ def run(layer: str) -> tuple[int, int, float, int]:
         for line in process.stdout:
             print(line, end="", flush=True)
             plain = COLOUR.sub("", line)
-            for summary in SUMMARIES:
-                if match := summary.match(plain):
-                    found = match.groupdict()
-                    passed += int(found.get("passed") or 0)
-                    failed += int(found.get("failed") or 0)
-                    break
+            if SUMMARY.match(plain):
+                passed += sum(map(int, PASSED.findall(plain)))
+                failed += sum(map(int, FAILED.findall(plain)))
     status = process.returncode
     if not passed and not failed:  # a check without tests of its own
         passed, failed = (1, 0) if status == 0 else (0, 1)
