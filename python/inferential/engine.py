@@ -608,6 +608,11 @@ class Engine:
         found = self._models.get(model)
         return found is not None and found.replicas.live > 0
 
+    def waiting(self, model: str) -> int:
+        """Requests that wait for a call of the model."""
+        found = self._models.get(model)
+        return 0 if found is None else len(found.queue)
+
     def health(self) -> dict[str, Any]:
         """Per model and replica: latency, errors, queue, calls, learned times. Plain data, times in ms."""
         return {name: self._model_health(m) for name, m in self._models.items()}

@@ -443,6 +443,10 @@ class Server:
         self._engine.fail(call_id, error, time.monotonic())
         self._flush()
 
+    def waiting(self, model: str) -> int:
+        """See BackendEvents."""
+        return self._engine.waiting(model)
+
     # --- what the engine decided ---
 
     def _flush(self) -> None:

@@ -23,6 +23,9 @@ class BackendEvents(Protocol):
     def failed(self, call_id: int, error: CallError) -> None:
         """A call failed as a whole."""
 
+    def waiting(self, model: str) -> int:
+        """Requests that wait for a call of this model; asked a few times a second, for autoscaling."""
+
 
 class Backend(Protocol):
     """The way to the replicas. Used on the server's event loop only; no method blocks."""

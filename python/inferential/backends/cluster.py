@@ -105,6 +105,26 @@ def _cluster_on_this_machine() -> str | None:
     return address
 
 
+@dataclass(frozen=True, slots=True)
+class Node:
+    """Where this process is in the cluster."""
+
+    id: str
+    ip: str
+    alone: bool
+    """Whether the cluster has no other node."""
+
+
+def this_node() -> Node:
+    """Where this process is in the cluster, now."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    alive = [n for n in ray.nodes() if n.get("Alive")]
+    ip = next((n["NodeManagerAddress"] for n in alive if n["NodeID"] == here), "127.0.0.1")
+    return Node(here, ip, len(alive) <= 1)
+
+
 # --- what Serve runs -------------------------------------------------------------------------------------------------
 
 
@@ -167,10 +187,21 @@ def _ingress(client: Any, app: str, deployments: dict[str, Any]) -> str:
     import ray
 
     try:
-        return str(ray.get(client._controller.get_ingress_deployment_name.remote(app), timeout=5.0))
+        return str(ray.get(client._controller.get_ingress_deployment_name.remote(app), timeout=5.0) or "")
     except Exception as e:
         logger.debug("ingress of %s: %s", app, e)
         return ""
+
+
+def ingress_deployment(app: str) -> str:
+    """Name of the application's ingress deployment, empty where this Ray cannot tell."""
+    import ray
+    from ray.serve.context import _get_global_client
+
+    controller = _get_global_client()._controller
+    if not hasattr(controller, "get_ingress_deployment_name"):
+        return ""
+    return str(ray.get(controller.get_ingress_deployment_name.remote(app), timeout=5.0) or "")
 
 
 @dataclass(frozen=True, slots=True)

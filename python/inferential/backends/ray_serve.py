@@ -6,13 +6,14 @@ import asyncio
 import concurrent.futures
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from inferential.backends import cluster
+from inferential.backends import cluster, link
 from inferential.backends.base import BackendEvents
 from inferential.backends.cluster import Application, Signature
+from inferential.backends.direct import DirectPath
 from inferential.backends.handle import HandlePath
 from inferential.config.schema import InferentialConfig
 from inferential.scheduling.request import Call, CallError
@@ -20,8 +21,9 @@ from inferential.scheduling.request import Call, CallError
 logger = logging.getLogger("inferential.ray")
 T = TypeVar("T")
 
-ATTACH_GRACE_S = 2.0
-"""How long an application whose class is unknown may take to attach before it is called through its handle."""
+PUBLISH_INTERVAL_S = 2.0
+STALE_AFTER_S = 60.0
+"""A server's key that does not change for this long is removed: its process died."""
 
 
 @dataclass(slots=True)
@@ -29,9 +31,11 @@ class _Watch:
     """What is known of one application's present deployment."""
 
     app: Application
-    seen_at: float
     signature: Signature | None = None
     looked: bool = False
+    """Whether its class is being looked at, or was."""
+    attached: bool = False
+    """Whether a replica of it has attached: it is servable."""
 
 
 class RayServeBackend:
@@ -43,7 +47,8 @@ class RayServeBackend:
         self._watches: dict[str, _Watch] = {}
         self._owns_ray = False
         self._started = False
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._direct: DirectPath | None = None
         # Ray's calls block, and may block for long when its control plane is in trouble: they get threads of their own.
         self._threads = concurrent.futures.ThreadPoolExecutor(3, thread_name_prefix="inferential-ray")
 
@@ -58,37 +63,76 @@ class RayServeBackend:
         self._handles = HandlePath(events)
         self._owns_ray = await self._in_thread(cluster.join_or_start, self._config.ray)
         self._started = True
-        self._tasks.append(asyncio.get_running_loop().create_task(self._watch()))
+        if self._config.ray.direct_path:
+            self._direct = DirectPath(self._config, self._names, events)
+            self._direct.open()
+            self._spawn(self._publish(self._direct))
+        self._spawn(self._watch())
 
     def dispatch(self, call: Call) -> None:
         """See Backend."""
         if call.replica.path == "handle":
             self._handles.dispatch(call)
+        elif self._direct is not None:
+            self._direct.dispatch(call)
         else:
             self._events.failed(call.id, CallError(f"replica {call.replica.id} is gone"))
 
     def abandon(self, call: Call) -> None:
         """See Backend."""
-        self._handles.abandon(call)
+        if call.replica.path == "handle":
+            self._handles.abandon(call)
+        elif self._direct is not None:
+            self._direct.abandon(call)
 
     async def stop(self, timeout_s: float) -> None:
         """See Backend."""
-        for task in self._tasks:
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         if not self._started:
             return
         await self._handles.stop()
-        if self._owns_ray:
-            leaving = self._in_thread(lambda: cluster.leave(stop_serve=True))
-            try:
-                await asyncio.wait_for(leaving, timeout_s)
-            except asyncio.TimeoutError:
-                logger.warning("embedded Ray did not stop within %.1f s; it dies with this process", timeout_s)
+        await self._leave(timeout_s)
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _leave(self, timeout_s: float) -> None:
+        try:
+            if self._direct is not None:
+                self._direct.close()
+                if not self._owns_ray:
+                    forgotten = self._in_thread(cluster.delete, link.SERVERS + self._direct.server)
+                    await asyncio.wait_for(forgotten, min(timeout_s, 1.0))
+            if self._owns_ray:
+                await asyncio.wait_for(self._in_thread(lambda: cluster.leave(stop_serve=True)), timeout_s)
+        except asyncio.TimeoutError:
+            logger.warning("Ray did not answer within %.1f s while stopping", timeout_s)
+        except Exception as e:
+            logger.warning("while leaving Ray: %s", e)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    # --- where replicas find this server ---
+
+    async def _publish(self, direct: DirectPath) -> None:
+        seen: dict[str, tuple[bytes, float]] = {}
+        while True:
+            try:
+                node = await self._in_thread(cluster.this_node)
+                if not node.alone:
+                    direct.bind_node(node.ip)
+                await self._in_thread(cluster.put, link.SERVERS + direct.server, direct.endpoint(node.id).to_json())
+                await self._in_thread(_remove_stale, seen, direct.server)
+            except Exception as e:
+                logger.warning("cannot tell replicas where this server is (%s); those that are attached stay so", e)
+            await asyncio.sleep(PUBLISH_INTERVAL_S)
 
     # --- which applications there are ---
 
@@ -115,20 +159,38 @@ class RayServeBackend:
             return
         watch = self._watches.get(name)
         if watch is None or watch.app.deployed_at != app.deployed_at:
-            watch = self._watches[name] = _Watch(app, time.monotonic())
+            watch = self._watches[name] = _Watch(app)
         watch.app = app
-        if not (app.replicas or app.scaled_to_zero):
-            self._handles.withdraw(name, "no running replica")
+        direct = self._direct is not None and self._direct.serves(name)
+        if direct:
+            watch.attached = True
+        if direct or not (app.replicas or app.scaled_to_zero):
+            self._handles.withdraw(name, "its replicas are reached directly" if direct else "no running replica")
         elif watch.looked:
-            self._handles.announce(app, watch.signature)
-        elif app.status in ("RUNNING", "UNHEALTHY") or app.replicas:
+            # A servable application without a replica: its handle wakes it up where it was scaled to zero.
+            servable = self._direct is not None and (watch.attached or (watch.signature and watch.signature.servable))
+            if not servable or app.scaled_to_zero:
+                self._handles.announce(app, watch.signature)
+        elif app.status == "RUNNING":
             watch.looked = True
-            task = asyncio.get_running_loop().create_task(self._look(watch))
-            self._tasks.append(task)
-            task.add_done_callback(self._tasks.remove)
+            self._spawn(self._look(watch))
 
     async def _look(self, watch: _Watch) -> None:
-        signature = await self._in_thread(cluster.signature, watch.app)
-        watch.signature = signature
+        watch.signature = await self._in_thread(cluster.signature, watch.app)
         if self._watches.get(watch.app.name) is watch:
-            self._handles.announce(watch.app, signature)
+            self._update(watch.app.name, watch.app)
+
+
+def _remove_stale(seen: dict[str, tuple[bytes, float]], own: str) -> None:
+    """Removes what servers left that died. By this process's clock and what changes, so that no clocks need to agree."""
+    now = time.monotonic()
+    for key in cluster.keys(link.SERVERS):
+        value = cluster.get(key)
+        if value is None or key == link.SERVERS + own:
+            continue
+        before = seen.get(key)
+        if before is None or before[0] != value:
+            seen[key] = (value, now)
+        elif now - before[1] > STALE_AFTER_S:
+            cluster.delete(key)
+            del seen[key]

@@ -94,9 +94,13 @@ class Driver:
             lambda: (f := [r for r in self.of(model) if path in (None, r.path)]) and len(f) >= count and f
         )
 
-    def request(self, model: str, *, deadline_s: float = WAIT_S, metadata: dict[str, str] | None = None, **tensors: Any) -> Request:
+    def request(
+        self, model: str, *, deadline_s: float = WAIT_S, metadata: dict[str, str] | None = None, **tensors: Any
+    ) -> Request:
         packed = wire.pack_tensors({k: np.asarray(v) for k, v in tensors.items()}, several_frames=True)
-        observation = Observation("robot", "test", model, request_id=next(self._ids), metadata=metadata or {}, priority=2)
+        observation = Observation(
+            "robot", "test", model, request_id=next(self._ids), metadata=metadata or {}, priority=2
+        )
         envelope = wire.encode_observation(observation, packed)
         frames = packed.frames or [b""]
         parsed = wire.parse_observation(envelope, [memoryview(f).nbytes for f in frames])

@@ -1,0 +1,327 @@
+"""The direct path, the server's end: replicas attach to a ROUTER socket and take calls from it (docs/deployments.md).
+
+A plain socket on the event loop, drained in bursts, as in `transport` (docs/adr/0001 and 0002). Belongs to the loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import zmq
+import zmq.utils.monitor
+
+from inferential.backends import link
+from inferential.backends.base import BackendEvents
+from inferential.backends.link import pb
+from inferential.config.schema import InferentialConfig
+from inferential.scheduling.request import Call, CallError, CallResult, ItemError, Replica
+from inferential.types import Body
+
+logger = logging.getLogger("inferential.direct")
+
+BURST = 256  # messages taken before the loop may do something else
+LOAD_INTERVAL_S = 0.25
+"""How often replicas are told what waits for them."""
+
+
+class _Peer:
+    """A connected replica."""
+
+    __slots__ = ("attached", "calls", "draining", "fd", "hello", "nonce", "routing_id")
+
+    def __init__(self, routing_id: bytes, fd: int, hello: Any) -> None:
+        self.routing_id = routing_id
+        self.fd = fd
+        self.hello = hello
+        self.nonce = link.nonce()
+        self.attached = False
+        self.draining = False
+        self.calls: set[int] = set()
+
+
+class DirectPath:
+    """Announces replicas that attach, hands them calls, and notices at once when one is gone.
+
+    A process that dies closes its connection; one that hangs as a whole fails ZMQ's heartbeats, which need no Python on
+    either side, so that neither a long inference nor one that holds the GIL looks like death.
+    """
+
+    def __init__(self, config: InferentialConfig, models: Sequence[str], events: BackendEvents) -> None:
+        self._config = config
+        self._models = tuple(models)
+        self._events = events
+        self._peers: dict[bytes, _Peer] = {}
+        self._by_fd: dict[int, _Peer] = {}
+        self._replicas: dict[str, _Peer] = {}
+        self._again: asyncio.Handle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self.server = secrets.token_hex(8)
+        self._secret = secrets.token_hex(32)
+        self._beat = 0
+        self._remote = ""
+
+    # --- life cycle ---
+
+    def open(self) -> None:
+        """Binds to loopback and begins to receive."""
+        self._loop = asyncio.get_running_loop()
+        self._context: Any = zmq.Context(io_threads=1)
+        socket = self._socket = self._context.socket(zmq.ROUTER)
+        timeout_ms = self._config.dispatch.health_timeout_ms
+        for option, value in (
+            (zmq.ROUTER_MANDATORY, 1),
+            (zmq.LINGER, 0),
+            (zmq.SNDHWM, 10_000),  # calls are bounded by credits
+            (zmq.RCVHWM, 10_000),
+            (zmq.MAXMSGSIZE, 4 * self._config.transport.max_message_bytes),
+            (zmq.HEARTBEAT_IVL, max(50, int(timeout_ms / 4))),
+            (zmq.HEARTBEAT_TIMEOUT, max(100, int(timeout_ms * 3 / 4))),
+        ):
+            socket.setsockopt(option, value)
+        self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        socket.bind("tcp://127.0.0.1:*")
+        self._local = socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._loop.add_reader(socket.FD, self._readable)
+        self._loop.add_reader(self._monitor.FD, self._monitor_readable)
+        self._loop.call_soon(self._readable)
+        self._loop.call_soon(self._monitor_readable)
+        self._timer = self._loop.call_later(LOAD_INTERVAL_S, self._tell_load)
+
+    def close(self) -> None:
+        """Closes the socket; replicas notice and forget this server."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._again is not None:
+            self._again.cancel()
+        self._loop.remove_reader(self._socket.FD)
+        self._loop.remove_reader(self._monitor.FD)
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self._socket.close(linger=0)
+        self._context.term()
+        self._peers.clear()
+        self._replicas.clear()
+
+    def bind_node(self, ip: str) -> None:
+        """Binds to the address of this node too: the cluster has others."""
+        if not self._remote:
+            self._socket.bind(f"tcp://{ip}:*")
+            self._remote = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def endpoint(self, node: str) -> link.Endpoint:
+        """What replicas have to know; newer than the one before."""
+        self._beat += 1
+        return link.Endpoint(self.server, node, self._local, self._remote, list(self._models), self._secret, self._beat)
+
+    # --- calls ---
+
+    def serves(self, model: str) -> bool:
+        """Whether replicas of the model are attached."""
+        return any(p.hello.model == model for p in self._replicas.values())
+
+    def dispatch(self, call: Call) -> None:
+        """See Backend. The client's frames go as they came."""
+        peer = self._replicas.get(call.replica.id)
+        if peer is None or peer.draining:
+            self._events.failed(call.id, CallError(f"replica {call.replica.id} is gone"))
+            return
+        now = time.monotonic()
+        message = pb.ToReplica()
+        sent = message.call
+        sent.id = call.id
+        frames: list[Any] = []
+        for request in call.requests:
+            payload = request.frames[1:]
+            frames += payload
+            sent.items.add(
+                envelope=bytes(request.frames[0]),
+                frame_bytes=[f.nbytes if hasattr(f, "nbytes") else len(f) for f in payload],
+                remaining_ms=max((request.expiry - now) * 1e3, 0.001) if request.expiry < 1e12 else 0.0,
+                attempt=request.attempt,
+            )
+        peer.calls.add(call.id)
+        try:
+            link.send(self._socket, message.SerializeToString(), frames, peer.routing_id)
+        except zmq.ZMQError as e:
+            peer.calls.discard(call.id)
+            self._events.failed(call.id, CallError(f"cannot reach replica {call.replica.id}: {e.strerror}"))
+        self._check_readable()
+
+    def abandon(self, call: Call) -> None:
+        """See Backend."""
+        peer = self._replicas.get(call.replica.id)
+        if peer is not None and call.id in peer.calls:
+            self._say(peer, pb.ToReplica(cancel=pb.Cancel(id=call.id)))
+
+    def _say(self, peer: _Peer, message: Any) -> None:
+        # A peer that cannot be reached is gone; the monitor says so too.
+        with contextlib.suppress(zmq.ZMQError):
+            link.send(self._socket, message.SerializeToString(), (), peer.routing_id)
+        self._check_readable()
+
+    def _tell_load(self) -> None:
+        self._timer = self._loop.call_later(LOAD_INTERVAL_S, self._tell_load)
+        replicas: dict[str, int] = {}
+        for peer in self._replicas.values():
+            replicas[peer.hello.model] = replicas.get(peer.hello.model, 0) + 1
+        waiting = {model: self._events.waiting(model) for model in replicas}
+        for peer in list(self._replicas.values()):
+            model = peer.hello.model
+            self._say(peer, pb.ToReplica(load=pb.Load(waiting=waiting[model], replicas=replicas[model])))
+
+    # --- receiving ---
+
+    def _readable(self) -> None:
+        # The descriptor signals a change, not a state: read until there is nothing, or come back by ourselves.
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        socket = self._socket
+        try:
+            for _ in range(BURST):
+                routing_id = socket.recv(zmq.NOBLOCK)
+                fresh = routing_id not in self._peers
+                fd = -1
+                if fresh:
+                    first = socket.recv(zmq.NOBLOCK, False)
+                    fd = int(first.get(zmq.SRCFD))
+                    header, frames = first.bytes, []
+                    while first.more:
+                        first = socket.recv(zmq.NOBLOCK, False)
+                        frames.append(first)
+                else:
+                    header, frames = link.receive(socket)
+                self._received(routing_id, fd, header, frames)
+        except zmq.Again:
+            pass
+        else:
+            self._again = self._loop.call_soon(self._readable)
+        self._check_readable()
+
+    def _check_readable(self) -> None:
+        """A send may use up the signal that there is something to read."""
+        if self._again is None and int(self._socket.EVENTS) & zmq.POLLIN:
+            self._again = self._loop.call_soon(self._readable)
+
+    def _received(self, routing_id: bytes, fd: int, header: bytes, frames: list[Any]) -> None:
+        try:
+            message = pb.ToServer.FromString(header)
+        except Exception:  # not one of ours
+            return
+        kind = message.WhichOneof("kind")
+        peer = self._peers.get(routing_id)
+        if kind == "result":
+            if peer is not None and peer.attached:
+                self._result(peer, message.result, frames)
+        elif kind == "hello":
+            self._hello(routing_id, fd if peer is None else peer.fd, message.hello)
+        elif peer is None:
+            return
+        elif kind == "proof":
+            self._proof(peer, message.proof.proof)
+        elif not peer.attached:
+            return
+        elif kind == "credits":
+            peer.hello.credits = message.credits.credits
+            if not peer.draining:
+                self._announce(peer)
+        elif kind == "drain":
+            if not peer.draining:
+                peer.draining = True
+                self._events.replica_down(peer.hello.model, peer.hello.replica, "it drains", drained=True)
+            self._say(peer, pb.ToReplica(drained=pb.Drained()))
+        elif kind == "goodbye":
+            self._say(peer, pb.ToReplica(farewell=pb.Farewell()))
+            self._gone(peer, "it left")
+
+    def _result(self, peer: _Peer, result: Any, frames: list[Any]) -> None:
+        if result.id not in peer.calls:
+            return  # of a call that was given up with an earlier link
+        peer.calls.discard(result.id)
+        items: list[Body | ItemError] = []
+        at = 0
+        for item in result.items:
+            if item.failed:
+                items.append(ItemError(item.error))
+            else:
+                end = at + len(item.frame_bytes)
+                items.append(Body(item.envelope, frames[at:end]))
+                at = end
+        self._events.completed(result.id, CallResult(items, result.inference_ms / 1e3))
+
+    # --- attaching ---
+
+    def _hello(self, routing_id: bytes, fd: int, hello: Any) -> None:
+        # Old disconnect events are read first, so that none of an earlier owner of this descriptor hits the new one.
+        self._monitor_readable()
+        old = self._peers.get(routing_id)
+        if old is not None:
+            self._gone(old, "it attached anew")
+        peer = self._peers[routing_id] = _Peer(routing_id, fd, hello)
+        self._by_fd[fd] = peer
+        refusal = ""
+        if hello.version != link.VERSION:
+            refusal = f"server {self.server} speaks version {link.VERSION} of the backend protocol, not {hello.version}"
+        elif hello.model not in self._models:
+            refusal = f"server {self.server} does not serve model {hello.model!r}"
+        elif not hello.credits or not hello.replica:
+            refusal = "credits and replica must be given"
+        if refusal:
+            self._say(peer, pb.ToReplica(refused=pb.Refused(reason=refusal)))
+            return
+        answer = link.proof(self._secret, "server", hello.nonce, peer.nonce)
+        self._say(
+            peer,
+            pb.ToReplica(
+                challenge=pb.Challenge(version=link.VERSION, server=self.server, nonce=peer.nonce, proof=answer)
+            ),
+        )
+
+    def _proof(self, peer: _Peer, given: bytes) -> None:
+        hello = peer.hello
+        wanted = link.proof(self._secret, "replica", peer.nonce, hello.nonce, hello.replica, hello.model)
+        if peer.attached or not link.same(given, wanted):
+            logger.warning(
+                "replica %r of model %r does not know this server's secret: refused", hello.replica, hello.model
+            )
+            self._say(peer, pb.ToReplica(refused=pb.Refused(reason="the proof is wrong")))
+            return
+        old = self._replicas.get(hello.replica)
+        if old is not None:
+            self._gone(old, "it attached anew")
+        peer.attached = True
+        self._replicas[hello.replica] = peer
+        self._say(peer, pb.ToReplica(welcome=pb.Welcome()))
+        logger.info("replica %s of model %s attached", hello.replica, hello.model)
+        self._announce(peer)
+
+    def _announce(self, peer: _Peer) -> None:
+        h = peer.hello
+        self._events.replica_up(Replica(h.replica, h.model, h.credits, max(h.max_batch_size, 1), "direct"))
+
+    def _monitor_readable(self) -> None:
+        with contextlib.suppress(zmq.Again):
+            while True:
+                event = zmq.utils.monitor.parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
+                peer = self._by_fd.get(event["value"])
+                if peer is not None:
+                    # Results that arrived before the end still count.
+                    self._readable()
+                    self._gone(peer, "its process or the link to it is gone")
+
+    def _gone(self, peer: _Peer, reason: str) -> None:
+        if self._peers.get(peer.routing_id) is peer:
+            del self._peers[peer.routing_id]
+        if self._by_fd.get(peer.fd) is peer:
+            del self._by_fd[peer.fd]
+        hello = peer.hello
+        if self._replicas.get(hello.replica) is peer:
+            del self._replicas[hello.replica]
+            logger.info("replica %s of model %s: %s", hello.replica, hello.model, reason)
+            self._events.replica_down(hello.model, hello.replica, reason)

@@ -1,0 +1,119 @@
+"""What both ends of the direct path share: messages, proofs, and how frames go into and out of a socket.
+
+The only importer of the generated code of proto/inferential/backend.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import zmq
+
+from inferential._proto.inferential.backend.v1 import backend_pb2 as pb
+from inferential.types import Buffer
+
+__all__ = ["VERSION", "Endpoint", "nonce", "pb", "proof", "receive", "same", "send"]
+
+VERSION = 1
+NONCE_BYTES = 32
+COPIED_BYTES = 16_384  # below this a copy is cheaper than telling ZMQ when the memory is free again
+SERVERS = "server/"
+"""Prefix of the keys under which servers tell replicas where they are."""
+
+_FLAGS = int(zmq.NOBLOCK)
+_FLAGS_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a server's backend socket is, as it stands in Ray's key-value store, which only the cluster's members can read."""
+
+    server: str
+    node: str
+    """Ray's id of the server's node."""
+    local: str
+    """Endpoint for replicas on the same node (loopback)."""
+    remote: str
+    """Endpoint for replicas on other nodes, empty where the cluster has none."""
+    models: list[str]
+    secret: str
+    beat: int = 0
+    """Grows while the server lives."""
+
+    def to_json(self) -> bytes:
+        """As stored."""
+        return json.dumps(asdict(self)).encode()
+
+    @staticmethod
+    def from_json(data: bytes) -> Endpoint:
+        """As read; fields of later versions are ignored.
+
+        Raises:
+            ValueError: it is no endpoint.
+        """
+        try:
+            fields = json.loads(data)
+            return Endpoint(**{name: fields[name] for name in Endpoint.__slots__ if name in fields})
+        except (KeyError, TypeError) as e:
+            raise ValueError(f"no endpoint: {e}") from None
+
+
+def nonce() -> bytes:
+    """Fresh random bytes."""
+    return os.urandom(NONCE_BYTES)
+
+
+def proof(secret: str, *parts: bytes | str) -> bytes:
+    """Shows knowledge of the secret: HMAC-SHA256 over the parts, each with its length before it."""
+    mac = hmac.new(bytes.fromhex(secret), digestmod=hashlib.sha256)
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        mac.update(len(data).to_bytes(8, "big"))
+        mac.update(data)
+    return mac.digest()
+
+
+def same(a: bytes, b: bytes) -> bool:
+    """Whether two proofs are equal, in constant time."""
+    return hmac.compare_digest(a, b)
+
+
+def send(socket: Any, header: bytes, frames: Sequence[Buffer], to: bytes | None = None) -> None:
+    """Sends a message without waiting; large frames go from their own memory.
+
+    Raises:
+        zmq.Again: the peer's queue is full.
+        zmq.ZMQError: the peer is gone (EHOSTUNREACH).
+    """
+    put = socket.send
+    if to is not None:
+        put(to, _FLAGS_MORE)
+    if not frames:
+        put(header, _FLAGS)
+        return
+    put(header, _FLAGS_MORE)
+    last = len(frames) - 1
+    for i, frame in enumerate(frames):
+        size = frame.nbytes if hasattr(frame, "nbytes") else len(frame)
+        put(frame, _FLAGS if i == last else _FLAGS_MORE, size < COPIED_BYTES and type(frame) is not zmq.Frame)
+
+
+def receive(socket: Any) -> tuple[bytes, list[Any]]:
+    """The header and the payload frames of a message; on a ROUTER, call it after the routing id was read.
+
+    Raises:
+        zmq.Again: there is none.
+    """
+    header = socket.recv(_FLAGS, False)
+    frames = []
+    frame = header
+    while frame.more:
+        frame = socket.recv(_FLAGS, False)
+        frames.append(frame)
+    return header.bytes, frames

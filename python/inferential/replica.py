@@ -1,0 +1,494 @@
+"""The direct path, the model's end: inside a Serve replica, takes calls from all servers that know this model.
+
+Threads: one does the I/O with all servers and nothing else; one looks up in Ray which servers there are; the model runs on
+threads of its own (sync) or on Serve's event loop (async). Heartbeats are ZMQ's own and need none of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import logging
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import zmq
+import zmq.utils.monitor
+
+from inferential import wire
+from inferential.backends import cluster, link
+from inferential.backends.link import Endpoint, pb
+from inferential.model_call import Item, ModelCall, Prepared
+from inferential.scheduling.request import INFINITY, CallResult, ItemError
+from inferential.types import Body
+
+logger = logging.getLogger("inferential.replica")
+
+DISCOVERY_INTERVAL_S = 0.3
+FORGET_AFTER_S = 30.0
+"""A server whose key does not change and whose socket cannot be reached for this long is forgotten."""
+FAREWELL_S = 1.0
+_RELEVANT = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which replica this is."""
+
+    replica: str
+    model: str
+    node: str
+
+
+@dataclass(slots=True, eq=False)
+class _Server:
+    """The link to one server. Touched by the I/O thread only."""
+
+    endpoint: Endpoint
+    socket: Any
+    monitor: Any
+    nonce: bytes = b""
+    attached: bool = False
+    credits: int = 0
+    drained: bool = False
+    left: bool = False
+    refused: str = ""
+    waiting: int = 0
+    replicas: int = 1
+    jobs: dict[int, _Job] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """A call on its way through this replica."""
+
+    server: _Server
+    id: int
+    call: Any
+    frames: Sequence[Any]
+    received_at: float
+    cancelled: bool = False
+
+
+class ReplicaLinks:
+    """All links of one replica, and the calls that came over them.
+
+    Args:
+        model: how to call the user's object.
+        identity: who we are.
+        max_batch_size: requests that a call may have.
+        max_ongoing: asked now and then: how many calls may run at the same time.
+        loop: where an async model runs.
+        find_servers: the servers that there are, by id; blocks.
+    """
+
+    def __init__(
+        self,
+        model: ModelCall,
+        identity: Identity,
+        *,
+        max_batch_size: int,
+        max_ongoing: Callable[[], int],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._model = model
+        self._identity = identity
+        self._max_batch_size = max_batch_size
+        self._max_ongoing = max_ongoing
+        self._loop = loop
+        self._limit = max(1, max_ongoing())
+        self._servers: dict[str, _Server] = {}
+        self._commands: deque[Callable[[], None]] = deque()
+        self._finished: deque[tuple[_Job, bytes, list[Any]]] = deque()
+        self._asleep = False
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._workers: list[threading.Thread] = []
+        self._thread_gate = threading.Semaphore(self._limit)
+        self._loop_gate = asyncio.Semaphore(self._limit)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._in_hand = 0
+        self._draining = False
+        self._goodbye_at = INFINITY
+        self._closed = threading.Event()
+        self._left: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+    # --- from other threads ---
+
+    def start(self, ready: Callable[[], bool]) -> None:
+        """Begins to look for servers once `ready` (asked in a thread, may block) says so."""
+        threading.Thread(target=self._io, name="inferential-io", daemon=True).start()
+        threading.Thread(target=self._discover, args=(ready,), name="inferential-discovery", daemon=True).start()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has left all servers."""
+        return self._closed.is_set()
+
+    def ongoing(self) -> float | None:
+        """Requests in hand and this replica's part of what waits at all servers; None where no server is attached."""
+        servers = [s for s in list(self._servers.values()) if s.attached]
+        if not servers:
+            return None
+        return self._in_hand + sum(s.waiting / max(s.replicas, 1) for s in servers)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Tells all servers, finishes what is in hand, and leaves."""
+        self._command(self._begin_drain)
+        try:
+            await asyncio.wait_for(asyncio.wrap_future(self._left), timeout_s)
+        except asyncio.TimeoutError:
+            logger.warning(
+                "%s: still %d requests in hand after %.1f s", self._identity.replica, self._in_hand, timeout_s
+            )
+        finally:
+            self._closed.set()
+            self._wake()
+
+    def _command(self, command: Callable[[], None]) -> None:
+        self._commands.append(command)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._asleep:
+            self._asleep = False
+            with contextlib.suppress(BlockingIOError, OSError):  # full: it will wake up
+                os.write(self._wake_write, b"\0")
+
+    # --- which servers there are ---
+
+    def _discover(self, ready: Callable[[], bool]) -> None:
+        if not ready():
+            self._closed.set()
+            self._wake()
+            return
+        known: dict[str, tuple[Endpoint, float]] = {}  # and when its beat was last seen to grow
+        failing = False
+        while not self._closed.wait(DISCOVERY_INTERVAL_S if known or failing else 0.05):
+            try:
+                names = {key.removeprefix(link.SERVERS) for key in cluster.keys(link.SERVERS)}
+                now = time.monotonic()
+                for name in names:
+                    server = self._servers.get(name)
+                    if name in known and server is not None and server.attached:
+                        continue
+                    data = cluster.get(link.SERVERS + name)
+                    endpoint = Endpoint.from_json(data) if data else None
+                    if endpoint is None:
+                        continue
+                    before = known.get(name)
+                    if before is None or before[0].beat != endpoint.beat:
+                        known[name] = (endpoint, now)
+                    if self._identity.model in endpoint.models:
+                        fresh = now - known[name][1] < FORGET_AFTER_S
+                        if fresh and server is None:
+                            self._command(lambda e=endpoint: self._open(e))  # type: ignore[misc]
+                        elif not fresh and server is not None:
+                            self._command(lambda n=name: self._close(n))  # type: ignore[misc]
+                for name in set(known) - names:
+                    del known[name]
+                    self._command(lambda n=name: self._close_if_down(n))  # type: ignore[misc]
+                failing = False
+            except Exception as e:  # Ray's control plane is in trouble: the links stand
+                if not failing:
+                    logger.warning("cannot look for servers: %s", e)
+                failing = True
+            with contextlib.suppress(Exception):
+                limit = max(1, self._max_ongoing())
+                if limit != self._limit:
+                    self._command(lambda n=limit: self._set_limit(n))  # type: ignore[misc]
+
+    # --- the I/O thread ---
+
+    def _io(self) -> None:
+        self._context = zmq.Context(io_threads=1)
+        self._poller = zmq.Poller()
+        self._poller.register(self._wake_read, zmq.POLLIN)
+        while not self._closed.is_set():
+            try:
+                self._turn()
+            except Exception:  # never let one bad message end all links
+                logger.exception("%s: error in the link to a server", self._identity.replica)
+        for name in list(self._servers):
+            self._close(name)
+        self._context.destroy(linger=200)
+        for _ in self._workers:
+            self._queue.put(None)
+
+    def _turn(self) -> None:
+        finished, commands = self._finished, self._commands
+        while commands:
+            commands.popleft()()
+        while finished:
+            self._answer(*finished.popleft())
+        if self._draining:
+            self._try_to_leave()
+        self._asleep = True
+        if finished or commands or self._closed.is_set():
+            self._asleep = False
+            return
+        ready = dict(self._poller.poll(100 if self._draining else 1000))
+        self._asleep = False
+        if self._wake_read in ready:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wake_read, 4096)
+        for server in list(self._servers.values()):
+            if server.socket in ready:
+                self._read(server)
+            if server.monitor in ready:
+                self._read_monitor(server)
+
+    def _open(self, endpoint: Endpoint) -> None:
+        if self._draining or endpoint.server in self._servers:
+            return
+        address = endpoint.local if endpoint.node == self._identity.node else endpoint.remote
+        if not address:
+            return
+        socket = self._context.socket(zmq.DEALER)
+        for option, value in (
+            (zmq.IMMEDIATE, 1),
+            (zmq.LINGER, 200),
+            (zmq.SNDHWM, 10_000),
+            (zmq.RCVHWM, 10_000),
+            (zmq.RECONNECT_IVL, 50),
+            (zmq.RECONNECT_IVL_MAX, 500),
+            (zmq.HEARTBEAT_IVL, 1000),
+            (zmq.HEARTBEAT_TIMEOUT, 5000),
+        ):
+            socket.setsockopt(option, value)
+        server = _Server(endpoint, socket, socket.get_monitor_socket(_RELEVANT))
+        self._poller.register(socket, zmq.POLLIN)
+        self._poller.register(server.monitor, zmq.POLLIN)
+        self._servers[endpoint.server] = server
+        socket.connect(address)
+
+    def _close_if_down(self, name: str) -> None:
+        server = self._servers.get(name)
+        if server is not None and not server.attached:
+            self._close(name)
+
+    def _close(self, name: str) -> None:
+        server = self._servers.pop(name, None)
+        if server is None:
+            return
+        self._detach(server)
+        self._poller.unregister(server.socket)
+        self._poller.unregister(server.monitor)
+        server.socket.disable_monitor()
+        server.monitor.close(linger=0)
+        server.socket.close()
+
+    def _detach(self, server: _Server) -> None:
+        was = server.attached
+        server.attached = False
+        for job in server.jobs.values():
+            job.cancelled = True  # the server gave them up when the link broke
+        if was:
+            self._divide()
+
+    def _say(self, server: _Server, message: Any, frames: Sequence[Any] = ()) -> None:
+        # A link that is down has nobody to tell: both sides begin anew when it is up.
+        with contextlib.suppress(zmq.Again):
+            link.send(server.socket, message.SerializeToString(), frames)
+
+    def _read_monitor(self, server: _Server) -> None:
+        with contextlib.suppress(zmq.Again):
+            while server.endpoint.server in self._servers:
+                event = zmq.utils.monitor.parse_monitor_message(server.monitor.recv_multipart(zmq.NOBLOCK))
+                if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                    server.nonce = link.nonce()
+                    hello = pb.Hello(
+                        version=link.VERSION,
+                        replica=self._identity.replica,
+                        model=self._identity.model,
+                        credits=self._limit,
+                        max_batch_size=self._max_batch_size,
+                        nonce=server.nonce,
+                    )
+                    self._say(server, pb.ToServer(hello=hello))
+                elif event["event"] == zmq.EVENT_DISCONNECTED:
+                    self._detach(server)
+
+    def _read(self, server: _Server) -> None:
+        with contextlib.suppress(zmq.Again):
+            while True:
+                header, frames = link.receive(server.socket)
+                message = pb.ToReplica.FromString(header)
+                kind = message.WhichOneof("kind")
+                if kind == "call":
+                    self._take(server, message.call, frames)
+                elif kind == "load":
+                    server.waiting, server.replicas = message.load.waiting, message.load.replicas
+                elif kind == "cancel":
+                    job = server.jobs.get(message.cancel.id)
+                    if job is not None:
+                        job.cancelled = True
+                elif kind == "challenge":
+                    self._prove(server, message.challenge)
+                elif kind == "welcome":
+                    server.attached = True
+                    server.credits = self._limit
+                    server.refused = ""
+                    self._divide()
+                elif kind == "drained":
+                    server.drained = True
+                elif kind == "farewell":
+                    server.left = True
+                elif kind == "refused" and message.refused.reason != server.refused:
+                    server.refused = message.refused.reason
+                    logger.warning("%s: not attached: %s", self._identity.replica, server.refused)
+
+    def _prove(self, server: _Server, challenge: Any) -> None:
+        secret = server.endpoint.secret
+        if not link.same(challenge.proof, link.proof(secret, "server", server.nonce, challenge.nonce)):
+            logger.warning(
+                "%s: what answers at %s is not server %s",
+                self._identity.replica,
+                server.endpoint.local,
+                server.endpoint.server,
+            )
+            return
+        me = self._identity
+        answer = link.proof(secret, "replica", challenge.nonce, server.nonce, me.replica, me.model)
+        self._say(server, pb.ToServer(proof=pb.Proof(proof=answer)))
+
+    def _divide(self) -> None:
+        """Divides the credits between the attached servers: each has one at least."""
+        attached = [s for s in self._servers.values() if s.attached]
+        for i, server in enumerate(attached):
+            credits = max(1, self._limit // len(attached) + (i < self._limit % len(attached)))
+            if credits != server.credits:
+                server.credits = credits
+                self._say(server, pb.ToServer(credits=pb.Credits(credits=credits)))
+
+    def _set_limit(self, limit: int) -> None:
+        # Calls that run keep the gate they came through; for a moment there may be more than the new limit.
+        self._limit = limit
+        self._thread_gate = threading.Semaphore(limit)
+        self._loop_gate = asyncio.Semaphore(limit)
+        self._divide()
+
+    def _take(self, server: _Server, call: Any, frames: Sequence[Any]) -> None:
+        job = server.jobs[call.id] = _Job(server, call.id, call, frames, time.monotonic())
+        self._in_hand += len(call.items)
+        if self._model.is_async:
+            self._loop.call_soon_threadsafe(self._spawn, job)
+            return
+        self._queue.put(job)
+        # One more than may run, so that the next call is decoded while they do.
+        if len(self._workers) <= self._limit and (not self._workers or self._queue.qsize()):
+            worker = threading.Thread(target=self._work, name=f"inferential-model-{len(self._workers)}", daemon=True)
+            self._workers.append(worker)
+            worker.start()
+
+    def _answer(self, job: _Job, header: bytes, frames: list[Any]) -> None:
+        server = job.server
+        self._in_hand -= len(job.call.items)
+        if server.jobs.pop(job.id, None) is job and server.attached:
+            with contextlib.suppress(zmq.Again):
+                link.send(server.socket, header, frames)
+
+    # --- leaving ---
+
+    def _begin_drain(self) -> None:
+        self._draining = True
+        for server in self._servers.values():
+            self._say(server, pb.ToServer(drain=pb.Drain()))
+
+    def _try_to_leave(self) -> None:
+        attached = [s for s in self._servers.values() if s.attached]
+        now = time.monotonic()
+        if self._goodbye_at == INFINITY:
+            if self._in_hand or not all(s.drained for s in attached):
+                return
+            self._goodbye_at = now
+            for server in attached:
+                self._say(server, pb.ToServer(goodbye=pb.Goodbye()))
+        if all(s.left for s in attached) or now - self._goodbye_at > FAREWELL_S:
+            self._closed.set()
+            if not self._left.done():
+                self._left.set_result(None)
+
+    # --- the model ---
+
+    def _work(self) -> None:
+        """A model thread: decodes a call, waits for its turn, runs it, encodes the results."""
+        while (job := self._queue.get()) is not None:
+            try:
+                prepared = self._prepare(job)
+                with self._thread_gate:
+                    if self._still_wanted(job, prepared):
+                        self._model.execute_sync(prepared)
+                self._finish(job, self._model.finish(prepared))
+            except BaseException as e:  # even a SystemExit of the model must answer its call
+                self._fail(job, e)
+
+    def _spawn(self, job: _Job) -> None:
+        task = self._loop.create_task(self._run_async(job))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run_async(self, job: _Job) -> None:
+        try:
+            prepared = self._prepare(job)
+            async with self._loop_gate:
+                if self._still_wanted(job, prepared):
+                    await self._model.execute(prepared)
+            self._finish(job, self._model.finish(prepared))
+        except BaseException as e:
+            self._fail(job, e)
+            if isinstance(e, asyncio.CancelledError):
+                raise
+
+    def _prepare(self, job: _Job) -> Prepared:
+        items = []
+        at = 0
+        for item in job.call.items:
+            sizes = item.frame_bytes
+            frames = job.frames[at : at + len(sizes)]
+            at += len(sizes)
+            deadline = job.received_at + item.remaining_ms / 1e3 if item.remaining_ms else INFINITY
+            items.append(Item(wire.parse_observation(item.envelope, sizes), frames, deadline))
+        return self._model.prepare(items)
+
+    def _still_wanted(self, job: _Job, prepared: Prepared) -> bool:
+        """Keeps work that nobody waits for, or that is too late, from the model."""
+        now = time.monotonic()
+        any_left = False
+        for i, item in enumerate(prepared.items):
+            if job.cancelled or item.deadline < now:
+                why = "it was cancelled" if job.cancelled else "its deadline passed"
+                prepared.observations[i] = prepared.results[i] = ItemError(f"{why} before the model began with it")
+            else:
+                any_left = True
+        return any_left
+
+    def _finish(self, job: _Job, result: CallResult) -> None:
+        message = pb.ToServer()
+        sent = message.result
+        sent.id = job.id
+        sent.inference_ms = result.inference_s * 1e3
+        frames: list[Any] = []
+        for item in result.items:
+            if isinstance(item, Body):
+                frames += item.frames
+                sizes = [f.nbytes if hasattr(f, "nbytes") else len(f) for f in item.frames]
+                sent.items.add(envelope=item.envelope, frame_bytes=sizes)
+            else:
+                sent.items.add(failed=True, error=item.message)
+        self._finished.append((job, message.SerializeToString(), frames))
+        self._wake()
+
+    def _fail(self, job: _Job, error: BaseException) -> None:
+        logger.error("%s: a call failed", self._identity.replica, exc_info=error)
+        text = f"{type(error).__name__}: {error}"
+        self._finish(job, CallResult([ItemError(text)] * len(job.call.items), 0.0))
