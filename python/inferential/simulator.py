@@ -1,0 +1,370 @@
+"""The engine on a virtual clock: synthetic fleets and replicas, strategies side by side (docs/simulator.md).
+
+The decisions are made by the very engine that serves; what is simulated is what surrounds it: clients that send, a server's I/O
+loop that handles one message at a time, and replicas that take `call_ms + item_ms x n` for a call. Same scenario, same bytes.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import json
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from inferential.config.schema import Count, InferentialConfig, Milliseconds, MillisecondsOrZero, Seconds, Settings
+from inferential.engine import Engine
+from inferential.errors import ConfigError
+from inferential.scheduling.request import Call, CallResult, Replica, Request
+from inferential.types import Body, Observation, Status
+
+_BODY = Body(b"", ())
+_FRAMES = (b"",)
+
+
+class Fleet(Settings):
+    """Clients that behave alike."""
+
+    name: str = "fleet"
+    model: str = "policy"
+    clients: Count = 1
+    hz: Annotated[float, Field(gt=0)] = 10.0
+    arrivals: Literal["periodic", "poisson", "burst"] = "periodic"
+    """periodic: every client on a grid of its own; poisson: independent; burst: periodic, the whole fleet at the same moment."""
+    jitter_ms: MillisecondsOrZero = 1.0
+    """Uniform, added to each arrival of `periodic` and `burst`."""
+    budget_ms: Milliseconds = 50.0
+    priority: Annotated[int, Field(ge=0, le=1000)] = 1
+    urgency: Annotated[float, Field(ge=0, le=1)] = 0.0
+    latest_only: bool = False
+    scales: bool = True
+    """Whether a scenario's loads multiply its number of clients."""
+
+
+class Machine(Settings):
+    """Replicas of one model."""
+
+    model: str = "policy"
+    replicas: Count = 1
+    slots: Count = 1
+    max_batch_size: Count = 64
+    call_ms: MillisecondsOrZero = 10.0
+    item_ms: MillisecondsOrZero = 0.5
+    noise_ms: MillisecondsOrZero = 0.5
+    """Mean of an exponential time added to each call."""
+    overhead_ms: MillisecondsOrZero = 0.5
+    """A call's way to the replica and back; it overlaps the call before where one is running."""
+    overhead_item_ms: MillisecondsOrZero = 0.02
+    """The same for each request of a call."""
+
+
+class Loop(Settings):
+    """The server's I/O loop: one message at a time."""
+
+    receive_ms: MillisecondsOrZero = 0.08
+    dispatch_ms: MillisecondsOrZero = 0.05
+    reply_ms: MillisecondsOrZero = 0.06
+
+
+class Variant(Settings):
+    """One line of a comparison: a name, and the settings it changes (`scheduling.early_refusal: predictive`)."""
+
+    name: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+    latest_only: bool | None = None
+    """Overrides the fleets'."""
+
+
+class Scenario(Settings):
+    """What is simulated."""
+
+    name: str = "scenario"
+    seed: int = 1
+    duration_s: Seconds = 10.0
+    warm_up_s: Annotated[float, Field(ge=0)] = 2.0
+    """At the beginning, not counted."""
+    fleets: list[Fleet] = Field(default_factory=lambda: [Fleet(clients=40)])
+    machines: list[Machine] = Field(default_factory=lambda: [Machine()])
+    loop: Loop = Field(default_factory=Loop)
+    config: InferentialConfig = Field(default_factory=InferentialConfig)
+    variants: list[Variant] = Field(default_factory=lambda: [Variant(name="default")])
+    loads: list[Annotated[float, Field(gt=0)]] = Field(default_factory=lambda: [1.0])
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the requests of one fleet, those that arrived after the warm-up."""
+
+    sent: int = 0
+    in_time: int = 0
+    late: int = 0
+    statuses: dict[str, int] = field(default_factory=dict)
+    latencies_ms: list[float] = field(default_factory=list)
+    by_client: list[int] = field(default_factory=list)
+    """In time, of each client."""
+
+    def add(self, other: Tally) -> None:
+        """Joins another fleet's."""
+        self.sent += other.sent
+        self.in_time += other.in_time
+        self.late += other.late
+        for status, count in other.statuses.items():
+            self.statuses[status] = self.statuses.get(status, 0) + count
+        self.latencies_ms += other.latencies_ms
+        self.by_client += other.by_client
+
+    def summary(self, seconds: float) -> dict[str, Any]:
+        """Shares, goodput per second, latencies of what was answered in ms, Jain's index over clients."""
+        p50, p99 = np.percentile(self.latencies_ms, (50, 99)).tolist() if self.latencies_ms else (0.0, 0.0)
+        return {
+            "sent": self.sent,
+            "in_time": self.in_time / self.sent if self.sent else 0.0,
+            "goodput": self.in_time / seconds,
+            "p50_ms": p50,
+            "p99_ms": p99,
+            "jain": jain(self.by_client),
+            "statuses": dict(sorted(self.statuses.items())),
+        }
+
+
+def jain(values: Iterable[float]) -> float:
+    """Jain's fairness index: 1 where all get the same, 1/n where one gets everything."""
+    shares = list(values)
+    squares = sum(v * v for v in shares)
+    return sum(shares) ** 2 / (len(shares) * squares) if squares else 1.0
+
+
+class _Silent:
+    def record(self, name: str, value: float, model: str | None = None, client: str | None = None) -> None:
+        """Simulations count outcomes, not metrics."""
+
+
+class _ReplicaClock:
+    """When a simulated replica is free."""
+
+    __slots__ = ("free_at", "machine", "random")
+
+    def __init__(self, machine: Machine, seed: str) -> None:
+        self.machine = machine
+        self.free_at = [0.0] * machine.slots
+        self.random = random.Random(seed)
+
+    def run(self, sent: float, size: int) -> tuple[float, float]:
+        """A call of `size` requests that was sent then: when its answer is back, and the model's own time."""
+        m = self.machine
+        there = (m.overhead_ms + m.overhead_item_ms * size) / 2e3
+        slot = min(range(m.slots), key=self.free_at.__getitem__)
+        begin = max(sent + there, self.free_at[slot])
+        runs = (m.call_ms + m.item_ms * size) / 1e3
+        if m.noise_ms:
+            runs += self.random.expovariate(1e3 / m.noise_ms)
+        self.free_at[slot] = begin + runs
+        return begin + runs + there, runs
+
+
+def _arrivals(fleet: Fleet, clients: int, seed: str, until: float) -> Iterator[tuple[float, int]]:
+    """(time, client) in order of time."""
+    rng = random.Random(seed)
+    period = 1.0 / fleet.hz
+    jitter = fleet.jitter_ms / 1e3
+    heap: list[tuple[float, int, float]] = []
+    for client in range(clients):
+        if fleet.arrivals == "poisson":
+            grid = rng.expovariate(fleet.hz)
+            heap.append((grid, client, grid))
+        else:
+            grid = rng.random() * period if fleet.arrivals == "periodic" else period
+            heap.append((grid + rng.random() * jitter, client, grid))
+    heapq.heapify(heap)
+    while heap:
+        at, client, grid = heap[0]
+        if at >= until:
+            return
+        yield at, client
+        if fleet.arrivals == "poisson":
+            grid = at + rng.expovariate(fleet.hz)
+            heapq.heapreplace(heap, (grid, client, grid))
+        else:
+            grid += period
+            heapq.heapreplace(heap, (grid + rng.random() * jitter, client, grid))
+
+
+class _Simulation:
+    """One run: a discrete-event loop around one engine."""
+
+    def __init__(self, scenario: Scenario, variant: Variant, load: float) -> None:
+        self._scenario = scenario
+        config = with_settings(scenario.config, variant.settings)
+        models = sorted({f.model for f in scenario.fleets} | {m.model for m in scenario.machines})
+        self._engine = Engine(config, models, _Silent())
+        self._latest_only = variant.latest_only
+        self._load = load
+        self._replicas: dict[str, _ReplicaClock] = {}
+        self._loop_free = 0.0
+        self._loop = scenario.loop
+        self._events: list[tuple[float, int, Call | None, CallResult | None]] = []
+        """(time, number, call that is answered or None for a timer, its result)"""
+        self._numbers = itertools.count()
+        self._timer_at: float | None = None
+        self._tallies = [Tally() for _ in scenario.fleets]
+        self._origin: dict[bytes, tuple[int, int]] = {}
+
+    def run(self) -> list[Tally]:
+        """Runs it to the end; the tally of each fleet."""
+        scenario, engine = self._scenario, self._engine
+        for machine in scenario.machines:
+            for i in range(machine.replicas):
+                name = f"{machine.model}#{i}"
+                self._replicas[name] = _ReplicaClock(machine, f"{scenario.seed}/{name}")
+                engine.replica_up(Replica(name, machine.model, machine.slots, machine.max_batch_size, "direct"), 0.0)
+        streams = []
+        for index, fleet in enumerate(scenario.fleets):
+            clients = max(1, round(fleet.clients * self._load)) if fleet.scales else fleet.clients
+            self._tallies[index].by_client = [0] * clients
+            stream = _arrivals(fleet, clients, f"{scenario.seed}/{index}", scenario.duration_s)
+            streams.append((at, index, client) for at, client in stream)
+        numbers: dict[tuple[int, int], int] = {}
+        arrivals = heapq.merge(*streams) if len(streams) > 1 else streams[0]
+        receive_s = self._loop.receive_ms / 1e3
+        events = self._events
+        for at, index, client in arrivals:
+            while events and events[0][0] <= at:
+                self._event()
+            now = self._loop_free if self._loop_free > at else at
+            self._loop_free = now + receive_s
+            number = numbers[index, client] = numbers.get((index, client), 0) + 1
+            self._submit(index, client, number, at, now)
+            self._effects(self._loop_free)
+        while events:
+            self._event()
+        assert engine.pending == 0, "a request was left without an outcome"
+        return self._tallies
+
+    def _submit(self, index: int, client: int, number: int, sent: float, now: float) -> None:
+        fleet = self._scenario.fleets[index]
+        name = f"{fleet.name}-{client}"
+        latest = fleet.latest_only if self._latest_only is None else self._latest_only
+        observation = Observation(
+            name,
+            fleet.name,
+            fleet.model,
+            request_id=number,
+            timestamp_ns=int(sent * 1e9),
+            urgency=fleet.urgency,
+            priority=fleet.priority,
+            latency_budget_ms=fleet.budget_ms,
+            latest_only=latest,
+        )
+        connection = b"%d/%d" % (index, client)
+        if number == 1:
+            self._origin[connection] = (index, client)
+        if sent >= self._scenario.warm_up_s:
+            self._tallies[index].sent += 1
+        self._engine.submit(Request(connection, observation, _FRAMES, 128, now), now)
+
+    def _event(self) -> None:
+        at, _, call, result = heapq.heappop(self._events)
+        now = max(at, self._loop_free)
+        if call is None:
+            if self._timer_at != at:
+                return
+            self._timer_at = None
+            self._engine.advance(now)
+        else:
+            assert result is not None, "an answer has a result"
+            self._engine.complete(call.id, result, now)
+        self._effects(now)
+
+    def _effects(self, now: float) -> None:
+        engine, loop = self._engine, self._loop
+        for call in engine.take_calls():
+            now += loop.dispatch_ms / 1e3
+            size = len(call.requests)
+            back, runs = self._replicas[call.replica.id].run(now, size)
+            heapq.heappush(self._events, (back, next(self._numbers), call, CallResult([_BODY] * size, runs)))
+        reply_s = loop.reply_ms / 1e3
+        warm_up_s = self._scenario.warm_up_s
+        for outcome in engine.take_outcomes():
+            now += reply_s
+            request = outcome.request
+            observation = request.observation
+            sent = observation.timestamp_ns / 1e9
+            if sent < warm_up_s:
+                continue
+            index, client = self._origin[request.connection]
+            tally = self._tallies[index]
+            status = outcome.status.name if outcome.reason == 0 else f"{outcome.status.name}/{outcome.reason.name}"
+            tally.statuses[status] = tally.statuses.get(status, 0) + 1
+            if outcome.status is Status.OK:
+                took_ms = (now - sent) * 1e3
+                tally.latencies_ms.append(took_ms)
+                if took_ms <= observation.latency_budget_ms:
+                    tally.in_time += 1
+                    tally.by_client[client] += 1
+                else:
+                    tally.late += 1
+        engine.take_abandoned()
+        self._loop_free = max(self._loop_free, now)
+        wake = engine.next_wakeup()
+        if wake is not None and (self._timer_at is None or wake < self._timer_at):
+            self._timer_at = wake
+            heapq.heappush(self._events, (wake, next(self._numbers), None, None))
+
+
+def with_settings(config: InferentialConfig, changes: dict[str, Any]) -> InferentialConfig:
+    """A copy with some settings changed, named by their dotted path.
+
+    Raises:
+        ConfigError: an unknown setting, or a value it may not have.
+    """
+    tree = config.model_dump()
+    for path, value in changes.items():
+        *parents, leaf = path.split(".")
+        place = tree
+        for parent in parents:
+            found = place.get(parent)
+            if not isinstance(found, dict):
+                raise ConfigError(f"{path}: there is no setting {parent!r}; known here are {', '.join(place)}")
+            place = found
+        place[leaf] = value
+    try:
+        return InferentialConfig.model_validate(tree)
+    except ValidationError as e:
+        raise ConfigError(f"settings {changes}: {e}") from None
+
+
+def simulate(scenario: Scenario) -> list[dict[str, Any]]:
+    """Every variant at every load: plain data, one entry for each, fleets inside."""
+    rows: list[dict[str, Any]] = []
+    seconds = scenario.duration_s - scenario.warm_up_s
+    for load, variant in itertools.product(scenario.loads, scenario.variants):
+        tallies = _Simulation(scenario, variant, load).run()
+        total = Tally()
+        for tally in tallies:
+            total.add(tally)
+        fleets = {f.name: t.summary(seconds) for f, t in zip(scenario.fleets, tallies, strict=True)}
+        rows.append({"variant": variant.name, "load": load, **total.summary(seconds), "fleets": fleets})
+    return rows
+
+
+def load_scenario(path: Path) -> Scenario:
+    """Reads a scenario from a YAML or JSON file.
+
+    Raises:
+        ConfigError: the file does not read, or a setting is wrong.
+    """
+    try:
+        text = path.read_text()
+        if path.suffix in {".yaml", ".yml"}:
+            import yaml
+
+            return Scenario.model_validate(yaml.safe_load(text))
+        return Scenario.model_validate(json.loads(text))
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"{path}: {e}") from None
