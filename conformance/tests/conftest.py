@@ -1,14 +1,17 @@
-"""Fixtures: one worker process per kind of client, and a stand-in per case."""
+"""Fixtures: a worker process per kind of client, a stand-in per case, one Ray and one server for the live cases."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from adapters.worker import KINDS, Worker
 from suite.client import Client, Connection, Model
+from suite.cluster import ABSENT, MODELS, Cluster, Gate
 from suite.matrix import Matrix
+from suite.server import Server, wait_until_ready
 from suite.standin import StandIn
 
 
@@ -72,3 +75,70 @@ def connection(client: Client, stand_in: StandIn) -> Connection:
 def model(connection: Connection) -> Model:
     """A handle on the model `policy` of the stand-in."""
     return connection.model("policy")
+
+
+# --- live servers ----------------------------------------------------------------------------------------------------
+
+CONFIG: dict[str, Any] = {
+    # No case runs into these by being slow on a busy machine; cases that want a deadline set one.
+    "queue": {"request_ttl_ms": 60_000.0},
+    "scheduling": {"urgency_weight_ms": 5_000.0, "pipeline_dispatch": {"enabled": True}},
+    "models": {
+        "known": {
+            "inspector": {"max_inflight": 8},
+            "gate": {"max_inflight": 1},
+            "odd": {"max_inflight": 4},
+            "policy-v2": {"max_inflight": 4},
+            "plain": {"max_inflight": 4},
+            ABSENT: {},
+        }
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    found = Cluster()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def start_server(cluster: Cluster, log_dir: Path) -> Iterator[Callable[..., Server]]:
+    """Starts a server on the suite's Ray."""
+    started: list[Server] = []
+
+    def start(models: list[str], *, config: dict[str, Any] | None = None, **options: Any) -> Server:
+        log = log_dir / f"server-{len(started)}.log"
+        server = Server(models, log, config=config or CONFIG, ray_address=cluster.address, **options)
+        started.append(server)
+        return server
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def server(start_server: Callable[..., Server]) -> Server:
+    """The server that most live cases share; its models are ready."""
+    found = start_server([*MODELS, "plain", ABSENT]).wait()
+    wait_until_ready(found.address, [*MODELS, "plain"])
+    return found
+
+
+@pytest.fixture
+def gate(cluster: Cluster) -> Iterator[Gate]:
+    """The gate, closed."""
+    found = Gate(cluster.control)
+    found.close()
+    yield found
+    found.open()
+
+
+@pytest.fixture
+def live(client: Client, server: Server) -> Connection:
+    """A connection of the client under test to the live server, which is up."""
+    found = client.connect(server.address)
+    found.wait_for_link("up")
+    return found
