@@ -61,7 +61,7 @@ class Context:
         return (self.deadline - time.monotonic()) * 1e3
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Item:
     """One request of a call, as it reaches the model's side."""
 

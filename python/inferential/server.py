@@ -11,7 +11,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import zmq
 
@@ -28,6 +29,9 @@ from inferential.metrics.prometheus import PrometheusExport
 from inferential.scheduling.request import Call, CallError, CallResult, Outcome, Replica
 from inferential.transport import Peer, Transport
 from inferential.types import PROTOCOL_VERSION, Kind, Observation, Status, Timing
+
+if TYPE_CHECKING:
+    from inferential.recording import Recorder, RecordingEngine
 
 logger = logging.getLogger("inferential.server")
 
@@ -50,6 +54,8 @@ class Server:
         models: Sequence[str] | Mapping[str, Any] | None = None,
         bind: str | None = None,
         inline: bool = False,
+        record: str | Path | None = None,
+        record_payloads: bool = False,
     ) -> None:
         """Checks the settings; nothing is started.
 
@@ -60,6 +66,8 @@ class Server:
                 models that `config.models.known` names, from Ray Serve.
             bind: overrides `config.transport.bind`.
             inline: run local models on the event loop: for quick callables.
+            record: an MCAP file to write every observation, decision and reply to (docs/recording.md).
+            record_payloads: the tensors' bytes too.
 
         Raises:
             ConfigError: a setting or a model is wrong.
@@ -86,9 +94,16 @@ class Server:
         self._models = tuple(models)
         self._backends: dict[str, Backend] = {}
         self._make_backends(models, inline)
-        self._engine = Engine(config, self._models, self.metrics)
+        self._engine: Engine | RecordingEngine = Engine(config, self._models, self.metrics)
+        self._recorder: Recorder | None = None
+        if record is not None:
+            from inferential.recording import Recorder, RecordingEngine
+
+            self._recorder = Recorder(
+                Path(record), config_json=config.model_dump_json(), models=self._models, payloads=record_payloads
+            )
+            self._engine = RecordingEngine(self._engine, self._recorder)
         self._transport = Transport(config.transport, self)
-        self._replicas: dict[str, set[str]] = {name: set() for name in self._models}
         self._state = "new"
         self._flushing = False
         self._flush_due = False
@@ -149,13 +164,13 @@ class Server:
         """
 
         def change() -> None:
-            self._engine.use_scheduler(name, **options)
+            self._engine.use_scheduler(name, time.monotonic(), **options)
             self._flush()
 
         self._on_loop(change)
 
-    def explain(self, client_id: str, request_id: int) -> Any:
-        """Why a recent request waited, was batched, refused or superseded; None where it is not known (any more). Any thread."""
+    def explain(self, client_id: str, request_id: int) -> list[dict[str, Any]]:
+        """What was decided about a recent request and why, in order; empty where it is not known (any more). Any thread."""
         return self._on_loop(lambda: self._engine.explain(client_id, request_id))
 
     def health(self) -> dict[str, Any]:
@@ -163,16 +178,13 @@ class Server:
         return self._on_loop(self._health)
 
     def _health(self) -> dict[str, Any]:
-        models = self._engine.health()
-        for name in self._models:
-            models.setdefault(name, {})["ready"] = bool(self._replicas[name])
         return {
             "state": self._state,
             "endpoint": self.endpoint,
             "version": __version__,
             "clients": self._transport.active_clients,
             "pending": self._engine.pending,
-            "models": models,
+            "models": self._engine.health(),
         }
 
     def _on_loop(self, function: Callable[[], T]) -> T:
@@ -272,6 +284,8 @@ class Server:
         )
         if self._export is not None:
             await asyncio.to_thread(self._export.close)
+        if self._recorder is not None:
+            await asyncio.to_thread(self._recorder.close)
         self.metrics.close()
         logger.info("stopped")
 
@@ -348,7 +362,6 @@ class Server:
             if assembly.spread_ms is not None:
                 record("tensor_spread_ms", assembly.spread_ms, None, client)
             record("payload_size_bytes", assembly.payload_bytes, observation.model_id, client)
-            peer.outstanding += 1
             self._engine.submit(assembly.request(peer.routing_id, frames, now), now)
         elif observation.kind is Kind.PING:
             self._answer_ping(peer, observation, now)
@@ -401,8 +414,8 @@ class Server:
 
     def _answer_ping(self, peer: Peer, observation: Observation, now: float) -> None:
         metadata = {"server": __version__, "protocol": str(PROTOCOL_VERSION)}
-        for name, replicas in self._replicas.items():
-            ready = replicas and self._state == "running"
+        for name in self._models:
+            ready = self._state == "running" and self._engine.ready(name)
             metadata[f"model:{name}"] = "ready" if ready else "not ready"
         self._transport.send(
             peer,
@@ -423,13 +436,11 @@ class Server:
 
     def replica_up(self, replica: Replica) -> None:
         """See BackendEvents."""
-        self._replicas[replica.model].add(replica.id)
         self._engine.replica_up(replica, time.monotonic())
         self._flush()
 
     def replica_down(self, model: str, replica_id: str, reason: str, *, drained: bool = False) -> None:
         """See BackendEvents."""
-        self._replicas[model].discard(replica_id)
         self._engine.replica_down(model, replica_id, reason, time.monotonic(), drained=drained)
         self._flush()
 
@@ -501,34 +512,28 @@ class Server:
         if peer is None:
             self.metrics.record("send_errors", 1, None, o.client_id)
             return
-        peer.outstanding -= 1
         if not o.request_id and outcome.status is not Status.OK:
             return  # a v1 client would take it for a success
-        self._transport.send(
-            peer,
-            wire.encode_response(
-                client_id=o.client_id,
-                client_type=o.client_type,
-                model_id=o.model_id,
-                response_id=next(self._response_ids),
-                timestamp_ns=wall_ns,
-                request_id=o.request_id,
-                observation_timestamp_ns=o.timestamp_ns,
-                body=outcome.body,
-                status=outcome.status,
-                reason=outcome.reason,
-                error=outcome.error,
-                retry_after_ms=outcome.retry_after_ms,
-                phase_shift_ms=outcome.phase_shift_ms,
-                timing=Timing(
-                    outcome.queue_ms,
-                    outcome.inference_ms,
-                    (now - request.arrival) * 1e3,
-                    outcome.batch_size,
-                    outcome.replica,
-                ),
-            ),
+        server_ms = (now - request.arrival) * 1e3
+        frames = wire.encode_response(
+            client_id=o.client_id,
+            client_type=o.client_type,
+            model_id=o.model_id,
+            response_id=next(self._response_ids),
+            timestamp_ns=wall_ns,
+            request_id=o.request_id,
+            observation_timestamp_ns=o.timestamp_ns,
+            body=outcome.body,
+            status=outcome.status,
+            reason=outcome.reason,
+            error=outcome.error,
+            retry_after_ms=outcome.retry_after_ms,
+            phase_shift_ms=outcome.phase_shift_ms,
+            timing=Timing(outcome.queue_ms, outcome.inference_ms, server_ms, outcome.batch_size, outcome.replica),
         )
+        self._transport.send(peer, frames)
+        if self._recorder is not None:
+            self._recorder.reply(now, o.model_id, frames)
 
     def _schedule_wakeup(self) -> None:
         at = self._engine.next_wakeup()

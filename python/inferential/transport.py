@@ -34,6 +34,9 @@ RETRY_MIN_S = 0.001
 RETRY_MAX_S = 0.050
 LINGER_MS = 500
 
+# Plain numbers: pyzmq's flags are enums, which are slow to combine.
+_EVENTS = int(zmq.EVENTS)
+_POLLIN = int(zmq.POLLIN)
 _SEND = int(zmq.NOBLOCK)
 _SEND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 
@@ -49,7 +52,6 @@ class Peer:
         "last_seen",
         "outbound",
         "outbound_bytes",
-        "outstanding",
         "routing_id",
     )
 
@@ -64,8 +66,6 @@ class Peer:
         """The assembler's estimate of its clock."""
         self.encoded: Any = None
         """What the server keeps for writing its replies."""
-        self.outstanding = 0
-        """Requests without an outcome; the server counts them."""
         self.outbound: deque[Sequence[Buffer]] = deque()
         self.outbound_bytes = 0
 
@@ -225,7 +225,8 @@ class Transport:
 
     def check_readable(self) -> None:
         """To be called after sending: a send may use up the signal that there is something to read."""
-        if self._again is None and int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
+        events: Any = self._socket.get(_EVENTS)
+        if self._again is None and events & _POLLIN:
             self._again = self._loop.call_soon(self._readable)
 
     # --- connections ---
@@ -263,7 +264,7 @@ class Transport:
 
     def _evict_idle(self) -> None:
         oldest = time.monotonic() - self._config.idle_client_timeout_s
-        idle = [p for p in self._peers.values() if p.last_seen < oldest and not p.outstanding]
+        idle = [p for p in self._peers.values() if p.last_seen < oldest]
         for peer in idle:
             self.forget(peer, f"nothing came for {self._config.idle_client_timeout_s:g} s")
         if idle:
