@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from inferential.client.aio import AsyncConnection, AsyncModel
     from inferential.client.blocking import Connection, Model
     from inferential.client.rate import AsyncRate, Rate
-    from inferential.client.reply import Reply
-    from inferential.client.session import LinkState
+    from inferential.client.reply import PingResult, Reply, Sent
+    from inferential.client.session import LinkState, Stats
+    from inferential.client.watchdog import Action, Decay, Hold, Source, Zero
     from inferential.errors import (
         ConcurrentWaitError,
         ConfigError,
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
     from inferential.scheduling.base import register_scheduler
     from inferential.scheduling.order import register_policy
     from inferential.server import Server
-    from inferential.types import Reason, Status
+    from inferential.types import EncodedImage, Reason, Status
 
 __all__ = [
+    "Action",
     "AsyncConnection",
     "AsyncModel",
     "AsyncRate",
@@ -42,17 +44,25 @@ __all__ = [
     "Connection",
     "ConnectionClosedError",
     "Context",
+    "Decay",
+    "EncodedImage",
+    "Hold",
     "InferentialError",
     "LinkState",
     "MissingDependencyError",
     "Model",
     "ModelError",
     "ObservationError",
+    "PingResult",
     "Rate",
     "Reason",
     "Reply",
+    "Sent",
     "Server",
+    "Source",
+    "Stats",
     "Status",
+    "Zero",
     "__version__",
     "encode_jpeg",
     "encode_png",
@@ -62,6 +72,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Action": "client.watchdog",
     "AsyncConnection": "client.aio",
     "AsyncModel": "client.aio",
     "AsyncRate": "client.rate",
@@ -70,17 +81,25 @@ _MODULES = {
     "Connection": "client.blocking",
     "ConnectionClosedError": "errors",
     "Context": "model_call",
+    "Decay": "client.watchdog",
+    "EncodedImage": "types",
+    "Hold": "client.watchdog",
     "InferentialError": "errors",
     "LinkState": "client.session",
     "MissingDependencyError": "errors",
     "Model": "client.blocking",
     "ModelError": "errors",
     "ObservationError": "errors",
+    "PingResult": "client.reply",
     "Rate": "client.rate",
     "Reason": "types",
     "Reply": "client.reply",
+    "Sent": "client.reply",
     "Server": "server",
+    "Source": "client.watchdog",
+    "Stats": "client.session",
     "Status": "types",
+    "Zero": "client.watchdog",
     "encode_jpeg": "images",
     "encode_png": "images",
     "local": "backends.local",
