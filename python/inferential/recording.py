@@ -214,8 +214,19 @@ class RecordingEngine:
         self._input(now, abort=pb.Abort())
         self._engine.abort(now)
 
+    def _settle(self) -> None:
+        # The engine decides when effects are taken, for all inputs since the last time: where that was is an input too.
+        if self._engine.unsettled:
+            self._input(self._now, settle=pb.Settle())
+
+    def next_wakeup(self) -> float | None:
+        """See Engine."""
+        self._settle()
+        return self._engine.next_wakeup()
+
     def take_calls(self) -> list[Call]:
         """See Engine."""
+        self._settle()
         calls = self._engine.take_calls()
         for call in calls:
             self._recorder.decision(dispatch_decision(call, self._now))
@@ -223,6 +234,7 @@ class RecordingEngine:
 
     def take_outcomes(self) -> list[Outcome]:
         """See Engine."""
+        self._settle()
         outcomes = self._engine.take_outcomes()
         for outcome in outcomes:
             self._recorder.decision(outcome_decision(outcome, self._now))
@@ -230,6 +242,7 @@ class RecordingEngine:
 
     def take_abandoned(self) -> list[Call]:
         """See Engine."""
+        self._settle()
         calls = self._engine.take_abandoned()
         for call in calls:
             self._recorder.decision(pb.Decision(now_s=self._now, abandon=call.id))

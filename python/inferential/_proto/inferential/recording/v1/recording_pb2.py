@@ -14,7 +14,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(inferential/recording/v1/recording.proto\x12\x18inferential.recording.v1\"\xd8\x04\n\x05Input\x12\r\n\x05now_s\x18\x01 \x01(\x01\x12\x32\n\x06submit\x18\x02 \x01(\x0b\x32 .inferential.recording.v1.SubmitH\x00\x12\x33\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32!.inferential.recording.v1.RequestH\x00\x12\x14\n\ndisconnect\x18\x04 \x01(\x0cH\x00\x12\x37\n\nreplica_up\x18\x05 \x01(\x0b\x32!.inferential.recording.v1.ReplicaH\x00\x12=\n\x0creplica_down\x18\x06 \x01(\x0b\x32%.inferential.recording.v1.ReplicaDownH\x00\x12\x36\n\x08\x63omplete\x18\x07 \x01(\x0b\x32\".inferential.recording.v1.CompleteH\x00\x12.\n\x04\x66\x61il\x18\x08 \x01(\x0b\x32\x1e.inferential.recording.v1.FailH\x00\x12\x34\n\x07\x61\x64vance\x18\t \x01(\x0b\x32!.inferential.recording.v1.AdvanceH\x00\x12?\n\ruse_scheduler\x18\n \x01(\x0b\x32&.inferential.recording.v1.UseSchedulerH\x00\x12\x30\n\x05\x64rain\x18\x0b \x01(\x0b\x32\x1f.inferential.recording.v1.DrainH\x00\x12\x30\n\x05\x61\x62ort\x18\x0c \x01(\x0b\x32\x1f.inferential.recording.v1.AbortH\x00\x42\x06\n\x04kind\"\t\n\x07\x41\x64vance\"\x07\n\x05\x44rain\"\x07\n\x05\x41\x62ort\"1\n\x07Request\x12\x12\n\nconnection\x18\x01 \x01(\x0c\x12\x12\n\nrequest_id\x18\x02 \x01(\x04\"X\n\x06Submit\x12\x12\n\nconnection\x18\x01 \x01(\x0c\x12\x11\n\tarrival_s\x18\x02 \x01(\x01\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x13\n\x0b\x66rame_bytes\x18\x04 \x03(\x04\"\x19\n\x07Payload\x12\x0e\n\x06\x66rames\x18\x01 \x03(\x0c\"Y\n\x07Replica\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05slots\x18\x03 \x01(\r\x12\x16\n\x0emax_batch_size\x18\x04 \x01(\r\x12\x0c\n\x04path\x18\x05 \x01(\t\"N\n\x0bReplicaDown\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07replica\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07\x64rained\x18\x04 \x01(\x08\"\\\n\x08\x43omplete\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\x13\n\x0binference_s\x18\x02 \x01(\x01\x12-\n\x05items\x18\x03 \x03(\x0b\x32\x1e.inferential.recording.v1.Item\"(\n\x04Item\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x11\n\tretryable\x18\x02 \x01(\x08\"M\n\x04\x46\x61il\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tretryable\x18\x03 \x01(\x08\x12\x13\n\x0bunavailable\x18\x04 \x01(\x08\"2\n\x0cUseScheduler\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0coptions_json\x18\x02 \x01(\t\"\xa2\x01\n\x08\x44\x65\x63ision\x12\r\n\x05now_s\x18\x01 \x01(\x01\x12\x36\n\x08\x64ispatch\x18\x02 \x01(\x0b\x32\".inferential.recording.v1.DispatchH\x00\x12\x34\n\x07outcome\x18\x03 \x01(\x0b\x32!.inferential.recording.v1.OutcomeH\x00\x12\x11\n\x07\x61\x62\x61ndon\x18\x04 \x01(\x04H\x00\x42\x06\n\x04kind\"m\n\x08\x44ispatch\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07replica\x18\x03 \x01(\t\x12\x33\n\x08requests\x18\x04 \x03(\x0b\x32!.inferential.recording.v1.Request\"\xe8\x01\n\x07Outcome\x12\x32\n\x07request\x18\x01 \x01(\x0b\x32!.inferential.recording.v1.Request\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06\x63lient\x18\x03 \x01(\t\x12\x0e\n\x06status\x18\x04 \x01(\r\x12\x0e\n\x06reason\x18\x05 \x01(\r\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x12\x10\n\x08queue_ms\x18\x07 \x01(\x02\x12\x14\n\x0cinference_ms\x18\x08 \x01(\x02\x12\x0e\n\x06\x65\x32\x65_ms\x18\t \x01(\x02\x12\x12\n\nbatch_size\x18\n \x01(\r\x12\x0f\n\x07replica\x18\x0b \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(inferential/recording/v1/recording.proto\x12\x18inferential.recording.v1\"\x8c\x05\n\x05Input\x12\r\n\x05now_s\x18\x01 \x01(\x01\x12\x32\n\x06submit\x18\x02 \x01(\x0b\x32 .inferential.recording.v1.SubmitH\x00\x12\x33\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32!.inferential.recording.v1.RequestH\x00\x12\x14\n\ndisconnect\x18\x04 \x01(\x0cH\x00\x12\x37\n\nreplica_up\x18\x05 \x01(\x0b\x32!.inferential.recording.v1.ReplicaH\x00\x12=\n\x0creplica_down\x18\x06 \x01(\x0b\x32%.inferential.recording.v1.ReplicaDownH\x00\x12\x36\n\x08\x63omplete\x18\x07 \x01(\x0b\x32\".inferential.recording.v1.CompleteH\x00\x12.\n\x04\x66\x61il\x18\x08 \x01(\x0b\x32\x1e.inferential.recording.v1.FailH\x00\x12\x34\n\x07\x61\x64vance\x18\t \x01(\x0b\x32!.inferential.recording.v1.AdvanceH\x00\x12?\n\ruse_scheduler\x18\n \x01(\x0b\x32&.inferential.recording.v1.UseSchedulerH\x00\x12\x30\n\x05\x64rain\x18\x0b \x01(\x0b\x32\x1f.inferential.recording.v1.DrainH\x00\x12\x30\n\x05\x61\x62ort\x18\x0c \x01(\x0b\x32\x1f.inferential.recording.v1.AbortH\x00\x12\x32\n\x06settle\x18\r \x01(\x0b\x32 .inferential.recording.v1.SettleH\x00\x42\x06\n\x04kind\"\t\n\x07\x41\x64vance\"\x07\n\x05\x44rain\"\x07\n\x05\x41\x62ort\"\x08\n\x06Settle\"1\n\x07Request\x12\x12\n\nconnection\x18\x01 \x01(\x0c\x12\x12\n\nrequest_id\x18\x02 \x01(\x04\"X\n\x06Submit\x12\x12\n\nconnection\x18\x01 \x01(\x0c\x12\x11\n\tarrival_s\x18\x02 \x01(\x01\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x13\n\x0b\x66rame_bytes\x18\x04 \x03(\x04\"\x19\n\x07Payload\x12\x0e\n\x06\x66rames\x18\x01 \x03(\x0c\"Y\n\x07Replica\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05slots\x18\x03 \x01(\r\x12\x16\n\x0emax_batch_size\x18\x04 \x01(\r\x12\x0c\n\x04path\x18\x05 \x01(\t\"N\n\x0bReplicaDown\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07replica\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07\x64rained\x18\x04 \x01(\x08\"\\\n\x08\x43omplete\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\x13\n\x0binference_s\x18\x02 \x01(\x01\x12-\n\x05items\x18\x03 \x03(\x0b\x32\x1e.inferential.recording.v1.Item\"(\n\x04Item\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x11\n\tretryable\x18\x02 \x01(\x08\"M\n\x04\x46\x61il\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tretryable\x18\x03 \x01(\x08\x12\x13\n\x0bunavailable\x18\x04 \x01(\x08\"2\n\x0cUseScheduler\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0coptions_json\x18\x02 \x01(\t\"\xa2\x01\n\x08\x44\x65\x63ision\x12\r\n\x05now_s\x18\x01 \x01(\x01\x12\x36\n\x08\x64ispatch\x18\x02 \x01(\x0b\x32\".inferential.recording.v1.DispatchH\x00\x12\x34\n\x07outcome\x18\x03 \x01(\x0b\x32!.inferential.recording.v1.OutcomeH\x00\x12\x11\n\x07\x61\x62\x61ndon\x18\x04 \x01(\x04H\x00\x42\x06\n\x04kind\"m\n\x08\x44ispatch\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07replica\x18\x03 \x01(\t\x12\x33\n\x08requests\x18\x04 \x03(\x0b\x32!.inferential.recording.v1.Request\"\xe8\x01\n\x07Outcome\x12\x32\n\x07request\x18\x01 \x01(\x0b\x32!.inferential.recording.v1.Request\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06\x63lient\x18\x03 \x01(\t\x12\x0e\n\x06status\x18\x04 \x01(\r\x12\x0e\n\x06reason\x18\x05 \x01(\r\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x12\x10\n\x08queue_ms\x18\x07 \x01(\x02\x12\x14\n\x0cinference_ms\x18\x08 \x01(\x02\x12\x0e\n\x06\x65\x32\x65_ms\x18\t \x01(\x02\x12\x12\n\nbatch_size\x18\n \x01(\r\x12\x0f\n\x07replica\x18\x0b \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -22,35 +22,37 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'inferential.recording.v1.re
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
   _globals['_INPUT']._serialized_start=71
-  _globals['_INPUT']._serialized_end=671
-  _globals['_ADVANCE']._serialized_start=673
-  _globals['_ADVANCE']._serialized_end=682
-  _globals['_DRAIN']._serialized_start=684
-  _globals['_DRAIN']._serialized_end=691
-  _globals['_ABORT']._serialized_start=693
-  _globals['_ABORT']._serialized_end=700
-  _globals['_REQUEST']._serialized_start=702
-  _globals['_REQUEST']._serialized_end=751
-  _globals['_SUBMIT']._serialized_start=753
-  _globals['_SUBMIT']._serialized_end=841
-  _globals['_PAYLOAD']._serialized_start=843
-  _globals['_PAYLOAD']._serialized_end=868
-  _globals['_REPLICA']._serialized_start=870
-  _globals['_REPLICA']._serialized_end=959
-  _globals['_REPLICADOWN']._serialized_start=961
-  _globals['_REPLICADOWN']._serialized_end=1039
-  _globals['_COMPLETE']._serialized_start=1041
-  _globals['_COMPLETE']._serialized_end=1133
-  _globals['_ITEM']._serialized_start=1135
-  _globals['_ITEM']._serialized_end=1175
-  _globals['_FAIL']._serialized_start=1177
-  _globals['_FAIL']._serialized_end=1254
-  _globals['_USESCHEDULER']._serialized_start=1256
-  _globals['_USESCHEDULER']._serialized_end=1306
-  _globals['_DECISION']._serialized_start=1309
-  _globals['_DECISION']._serialized_end=1471
-  _globals['_DISPATCH']._serialized_start=1473
-  _globals['_DISPATCH']._serialized_end=1582
-  _globals['_OUTCOME']._serialized_start=1585
-  _globals['_OUTCOME']._serialized_end=1817
+  _globals['_INPUT']._serialized_end=723
+  _globals['_ADVANCE']._serialized_start=725
+  _globals['_ADVANCE']._serialized_end=734
+  _globals['_DRAIN']._serialized_start=736
+  _globals['_DRAIN']._serialized_end=743
+  _globals['_ABORT']._serialized_start=745
+  _globals['_ABORT']._serialized_end=752
+  _globals['_SETTLE']._serialized_start=754
+  _globals['_SETTLE']._serialized_end=762
+  _globals['_REQUEST']._serialized_start=764
+  _globals['_REQUEST']._serialized_end=813
+  _globals['_SUBMIT']._serialized_start=815
+  _globals['_SUBMIT']._serialized_end=903
+  _globals['_PAYLOAD']._serialized_start=905
+  _globals['_PAYLOAD']._serialized_end=930
+  _globals['_REPLICA']._serialized_start=932
+  _globals['_REPLICA']._serialized_end=1021
+  _globals['_REPLICADOWN']._serialized_start=1023
+  _globals['_REPLICADOWN']._serialized_end=1101
+  _globals['_COMPLETE']._serialized_start=1103
+  _globals['_COMPLETE']._serialized_end=1195
+  _globals['_ITEM']._serialized_start=1197
+  _globals['_ITEM']._serialized_end=1237
+  _globals['_FAIL']._serialized_start=1239
+  _globals['_FAIL']._serialized_end=1316
+  _globals['_USESCHEDULER']._serialized_start=1318
+  _globals['_USESCHEDULER']._serialized_end=1368
+  _globals['_DECISION']._serialized_start=1371
+  _globals['_DECISION']._serialized_end=1533
+  _globals['_DISPATCH']._serialized_start=1535
+  _globals['_DISPATCH']._serialized_end=1644
+  _globals['_OUTCOME']._serialized_start=1647
+  _globals['_OUTCOME']._serialized_end=1879
 # @@protoc_insertion_point(module_scope)

@@ -6,7 +6,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Input(_message.Message):
-    __slots__ = ("now_s", "submit", "cancel", "disconnect", "replica_up", "replica_down", "complete", "fail", "advance", "use_scheduler", "drain", "abort")
+    __slots__ = ("now_s", "submit", "cancel", "disconnect", "replica_up", "replica_down", "complete", "fail", "advance", "use_scheduler", "drain", "abort", "settle")
     NOW_S_FIELD_NUMBER: _ClassVar[int]
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
@@ -19,6 +19,7 @@ class Input(_message.Message):
     USE_SCHEDULER_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
+    SETTLE_FIELD_NUMBER: _ClassVar[int]
     now_s: float
     submit: Submit
     cancel: Request
@@ -31,7 +32,8 @@ class Input(_message.Message):
     use_scheduler: UseScheduler
     drain: Drain
     abort: Abort
-    def __init__(self, now_s: _Optional[float] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Request, _Mapping]] = ..., disconnect: _Optional[bytes] = ..., replica_up: _Optional[_Union[Replica, _Mapping]] = ..., replica_down: _Optional[_Union[ReplicaDown, _Mapping]] = ..., complete: _Optional[_Union[Complete, _Mapping]] = ..., fail: _Optional[_Union[Fail, _Mapping]] = ..., advance: _Optional[_Union[Advance, _Mapping]] = ..., use_scheduler: _Optional[_Union[UseScheduler, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ...) -> None: ...
+    settle: Settle
+    def __init__(self, now_s: _Optional[float] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Request, _Mapping]] = ..., disconnect: _Optional[bytes] = ..., replica_up: _Optional[_Union[Replica, _Mapping]] = ..., replica_down: _Optional[_Union[ReplicaDown, _Mapping]] = ..., complete: _Optional[_Union[Complete, _Mapping]] = ..., fail: _Optional[_Union[Fail, _Mapping]] = ..., advance: _Optional[_Union[Advance, _Mapping]] = ..., use_scheduler: _Optional[_Union[UseScheduler, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., settle: _Optional[_Union[Settle, _Mapping]] = ...) -> None: ...
 
 class Advance(_message.Message):
     __slots__ = ()
@@ -42,6 +44,10 @@ class Drain(_message.Message):
     def __init__(self) -> None: ...
 
 class Abort(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Settle(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
