@@ -82,7 +82,13 @@ def model(connection: Connection) -> Model:
 CONFIG: dict[str, Any] = {
     # No case runs into these by being slow on a busy machine; cases that want a deadline set one.
     "queue": {"request_ttl_ms": 60_000.0},
-    "scheduling": {"urgency_weight_ms": 5_000.0, "pipeline_dispatch": {"enabled": True}},
+    "scheduling": {
+        "pipeline_dispatch": {"enabled": True},
+        "urgency_weight_ms": 5_000.0,
+        "priority_window_ms": 5_000.0,
+        # A case that lets a request miss its deadline must not change the order of the next case.
+        "contention_hold_ms": 1.0,
+    },
     "models": {
         "known": {
             "inspector": {"max_inflight": 8},

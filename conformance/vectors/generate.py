@@ -234,6 +234,9 @@ def tensor_cases() -> Iterable[tuple[str, list[dict[str, Any]], list[bytes], str
     b = Layout()
     yield "scalar", [b.add("x", F64, [], data("scalar", 8))], b.done(), "an empty shape is a scalar"
     b = Layout()
+    tensors = [b.add(n, number, [], data(f"scalar-{n}", size, boolean=n == "bool")) for n, (number, size) in DTYPES.items()]
+    yield "scalars", tensors, b.done(), "a scalar of every dtype"
+    b = Layout()
     yield "one-by-one", [b.add("x", F32, [1, 1, 1, 1], data("one", 4))], b.done(), ""
     b = Layout()
     yield "zero-size", [b.add("x", F32, [0], b"")], b.done(), "0 bytes in an empty frame"

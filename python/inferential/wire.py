@@ -181,8 +181,9 @@ def tensor_array(spec: TensorSpec, frames: Sequence[Buffer]) -> Array:
     if not spec.byte_length:
         array = np.empty(spec.shape, dtype)
     elif spec.dtype is DType.BOOL:
-        # Any byte but 0 is true; numpy needs exactly 0 or 1.
-        array = np.frombuffer(frames[spec.frame], np.uint8, spec.byte_length, spec.byte_offset).reshape(spec.shape) != 0
+        # Any byte but 0 is true; numpy needs exactly 0 or 1. Compared before it is shaped: comparing a scalar gives no array.
+        array = np.frombuffer(frames[spec.frame], np.uint8, spec.byte_length, spec.byte_offset) != 0
+        array = array.reshape(spec.shape)
     else:
         count = spec.byte_length // dtype.itemsize
         array = np.frombuffer(frames[spec.frame], dtype, count, spec.byte_offset).reshape(spec.shape)
