@@ -111,8 +111,7 @@ Observation& Observation::metadata(std::string_view key, std::string_view value)
 
 Observation& Observation::tensor_bytes(std::string_view key, DType dtype, const void* data, std::size_t byte_length,
                                        Shape shape, TensorOptions options) noexcept {
-  edit(draft_,
-       [&](Draft& draft) { add_tensor(draft, key, dtype, Encoding::Raw, data, byte_length, shape, options); });
+  edit(draft_, [&](Draft& draft) { add_tensor(draft, key, dtype, Encoding::Raw, data, byte_length, shape, options); });
   return *this;
 }
 
@@ -263,8 +262,8 @@ Connection::Connection(std::string_view address, std::string_view client_id, std
                        ConnectionOptions options)
     : core_(std::make_shared<Core>(address, client_id, client_type, std::move(options))) {}
 
-Result<Connection> Connection::open(std::string_view address, std::string_view client_id,
-                                    std::string_view client_type, ConnectionOptions options) {
+Result<Connection> Connection::open(std::string_view address, std::string_view client_id, std::string_view client_type,
+                                    ConnectionOptions options) {
   auto core = std::make_shared<Core>(address, client_id, client_type, std::move(options));
   if (!core->setup_error().empty()) return Error{ErrorCode::InvalidArgument, std::nullopt, core->setup_error()};
   return Connection(std::move(core));

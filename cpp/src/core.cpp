@@ -217,7 +217,9 @@ void Core::pump(Time now) {
   }
   session_.expire(now);
   if (session_.take_v1_notice()) {
-    notice("the server speaks protocol version 1: replies are matched by model in order of arrival, and there is no cancel or ping");
+    notice(
+        "the server speaks protocol version 1: replies are matched by model in order of arrival, and there is no "
+        "cancel or ping");
   }
 }
 
@@ -253,7 +255,8 @@ Result<MessageRef> Core::await_result(Session::ModelIndex model, double timeout_
     case Session::Taken::Outcome::Wait:
       if (deadline > start) {
         session_.abandon(model);
-        return Error{ErrorCode::TimedOut, Status::TimedOut, "no reply within the timeout; what was outstanding is abandoned"};
+        return Error{ErrorCode::TimedOut, Status::TimedOut,
+                     "no reply within the timeout; what was outstanding is abandoned"};
       }
       return Error{ErrorCode::TimedOut, std::nullopt, "no reply yet"};
     case Session::Taken::Outcome::NothingOutstanding: break;

@@ -66,7 +66,8 @@ std::uint32_t encode(float value, const Format& format) noexcept {
   // Exact in double; nearbyint rounds ties to even in the default mode.
   const double units = std::nearbyint(std::ldexp(static_cast<double>(std::fabs(value)), -ulp));
   // Codes of one sign are in numeric order, so a carry out of the mantissa lands on the right code by itself.
-  const double code = units + std::ldexp(static_cast<double>(ulp + format.mantissa_bits - (1 - bias)), format.mantissa_bits);
+  const double code =
+      units + std::ldexp(static_cast<double>(ulp + format.mantissa_bits - (1 - bias)), format.mantissa_bits);
   return code >= overflow ? sign | overflow : sign | static_cast<std::uint32_t>(code);
 }
 

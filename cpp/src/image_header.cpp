@@ -41,7 +41,8 @@ std::optional<ImageShape> jpeg_shape(const std::byte* data, std::size_t size) no
 }
 
 std::optional<ImageShape> png_shape(const std::byte* data, std::size_t size) noexcept {
-  static constexpr unsigned char start[] = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1A, '\n', 0, 0, 0, 13, 'I', 'H', 'D', 'R'};
+  static constexpr unsigned char start[] = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1A, '\n',
+                                            0,    0,   0,   13,  'I',  'H',  'D',  'R'};
   const auto* fields = data + sizeof start;  // width, height, bit depth, colour type
   if (size < sizeof start + 10 || std::memcmp(data, start, sizeof start) != 0) return std::nullopt;
   if (big_endian(fields + 8, 1) > 8) return std::nullopt;

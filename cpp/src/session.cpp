@@ -222,7 +222,8 @@ void Session::finish(std::uint64_t request_id, Request request, MessageRef messa
   message->sent_at = request.sent_at;
   message->received_at = now;
   message->step_ms = request.step_ms;
-  if (message->observation_timestamp_ns == 0) message->observation_timestamp_ns = request.timestamp_ns;  // v1 does not echo it
+  if (message->observation_timestamp_ns == 0)
+    message->observation_timestamp_ns = request.timestamp_ns;  // v1 does not echo it
   if (request.model == ping_index) {
     if (request_id == ping_id_) ping_reply_ = std::move(message);
     return;

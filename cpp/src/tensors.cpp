@@ -65,8 +65,8 @@ TensorsBuilder& TensorsBuilder::add_zeros(std::string_view key, DType dtype, Sha
   return add_bytes(key, dtype, zeros.data(), zeros.size(), shape);
 }
 
-TensorsBuilder& TensorsBuilder::add_bytes(std::string_view key, DType dtype, const void* data,
-                                          std::size_t byte_length, Shape shape) {
+TensorsBuilder& TensorsBuilder::add_bytes(std::string_view key, DType dtype, const void* data, std::size_t byte_length,
+                                          Shape shape) {
   auto* tensor = state_->fields.add_tensors();
   tensor->mutable_key()->assign(key);
   tensor->set_dtype(static_cast<v1::DType>(dtype));

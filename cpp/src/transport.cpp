@@ -28,11 +28,13 @@ std::string check_options(const ConnectionOptions& options) {
   if (options.heartbeat_interval_ms < 300 || options.heartbeat_interval_ms > 1000) {
     return number("heartbeat_interval_ms", options.heartbeat_interval_ms, "300 to 1000");
   }
-  if (options.reconnect_interval_ms < 1) return number("reconnect_interval_ms", options.reconnect_interval_ms, "1 or more");
+  if (options.reconnect_interval_ms < 1)
+    return number("reconnect_interval_ms", options.reconnect_interval_ms, "1 or more");
   if (options.reconnect_interval_max_ms < options.reconnect_interval_ms) {
     return number("reconnect_interval_max_ms", options.reconnect_interval_max_ms, "at least reconnect_interval_ms");
   }
-  if (options.linger_ms < 0) return number("linger_ms", options.linger_ms, "0 or more: waiting for ever is not offered");
+  if (options.linger_ms < 0)
+    return number("linger_ms", options.linger_ms, "0 or more: waiting for ever is not offered");
   if (options.send_queue_messages < 1) return number("send_queue_messages", options.send_queue_messages, "1 or more");
   if (options.receive_queue_messages < 1) {
     return number("receive_queue_messages", options.receive_queue_messages, "1 or more");
@@ -88,7 +90,8 @@ bool Transport::open(const std::string& endpoint, const ConnectionOptions& optio
   const auto set = [&](int option, int value) { return zmq_setsockopt(socket_, option, &value, sizeof value) == 0; };
   const std::int64_t max_message_bytes = options.max_message_bytes;
   const int heartbeat_timeout_ms = 3 * options.heartbeat_interval_ms;
-  const bool ipv6 = endpoint.find('[') != std::string::npos;  // else a name may resolve to ::1, where no v4 server listens
+  const bool ipv6 =
+      endpoint.find('[') != std::string::npos;  // else a name may resolve to ::1, where no v4 server listens
   const bool configured =
       set(ZMQ_IMMEDIATE, 1) && set(ZMQ_SNDHWM, options.send_queue_messages) &&
       set(ZMQ_RCVHWM, options.receive_queue_messages) && set(ZMQ_LINGER, options.linger_ms) &&

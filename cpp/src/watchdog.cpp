@@ -52,7 +52,8 @@ Action Watchdog::from_last(Source source, Tensors tensors, Time now) const {
   if (last_) {
     action.reply.emplace(last_);
     action.age_ms = std::max(0.0, milliseconds(now - last_->sent_at));
-    if (last_->step_ms > 0) action.steps_late = static_cast<std::uint64_t>(std::min(action.age_ms / last_->step_ms, 1e18));
+    if (last_->step_ms > 0)
+      action.steps_late = static_cast<std::uint64_t>(std::min(action.age_ms / last_->step_ms, 1e18));
   }
   return action;
 }
@@ -69,7 +70,8 @@ Action Watchdog::fall_back(Error why, Time now) const {
   Action action;
   switch (fallback_.kind()) {
     case Fallback::Kind::Hold:
-      action = last_ && since_arrival_ms <= fallback_.duration_ms() ? from_last(Source::Hold, Tensors(last_), now) : zeros(now);
+      action = last_ && since_arrival_ms <= fallback_.duration_ms() ? from_last(Source::Hold, Tensors(last_), now)
+                                                                    : zeros(now);
       break;
     case Fallback::Kind::Decay:
       action = last_ ? from_last(Source::Decay, decayed(std::exp2(-since_arrival_ms / fallback_.duration_ms())), now)

@@ -10,7 +10,8 @@ namespace inferential::detail {
 /// The fallback of one model handle: remembers the last fresh reply and makes actions. Reads no clock.
 class Watchdog {
  public:
-  Watchdog(Fallback fallback, std::shared_ptr<MessagePool> pool) : fallback_(std::move(fallback)), pool_(std::move(pool)) {}
+  Watchdog(Fallback fallback, std::shared_ptr<MessagePool> pool)
+      : fallback_(std::move(fallback)), pool_(std::move(pool)) {}
 
   void set_fallback(Fallback fallback) noexcept { fallback_ = std::move(fallback); }
 

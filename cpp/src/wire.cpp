@@ -57,12 +57,14 @@ std::string check_image(const v1::Tensor& tensor, const std::byte* bytes) {
   if (bytes == nullptr) return {};
   const auto own = jpeg ? jpeg_shape(bytes, tensor.byte_length()) : png_shape(bytes, tensor.byte_length());
   if (!own) {
-    return field_error(tensor, "encoding", jpeg ? "says JPEG, but the bytes are no JPEG file"
-                                                : "says PNG, but the bytes are no PNG file of 8-bit grey, RGB or RGBA");
+    return field_error(tensor, "encoding",
+                       jpeg ? "says JPEG, but the bytes are no JPEG file"
+                            : "says PNG, but the bytes are no PNG file of 8-bit grey, RGB or RGBA");
   }
   if (own->height != tensor.shape(0) || own->width != tensor.shape(1) || own->channels != channels) {
-    return field_error(tensor, "shape", shape_text(tensor) + " is not the image's own, (" + std::to_string(own->height) + ", " +
-                                            std::to_string(own->width) + ", " + std::to_string(own->channels) + ")");
+    return field_error(tensor, "shape",
+                       shape_text(tensor) + " is not the image's own, (" + std::to_string(own->height) + ", " +
+                           std::to_string(own->width) + ", " + std::to_string(own->channels) + ")");
   }
   return {};
 }
@@ -83,7 +85,8 @@ std::string check_types(const v1::Tensor& tensor) {
 
 std::string check_shape(const v1::Tensor& tensor, const std::byte* bytes) {
   if (tensor.shape_size() > max_dimensions) {
-    return field_error(tensor, "shape", "has " + std::to_string(tensor.shape_size()) + " dimensions, at most 32 are allowed");
+    return field_error(tensor, "shape",
+                       "has " + std::to_string(tensor.shape_size()) + " dimensions, at most 32 are allowed");
   }
   for (const auto dimension : tensor.shape()) {
     if (dimension < 0) return field_error(tensor, "shape", shape_text(tensor) + " has a negative dimension");
@@ -93,8 +96,9 @@ std::string check_shape(const v1::Tensor& tensor, const std::byte* bytes) {
   const auto item = itemsize(static_cast<DType>(tensor.dtype()));
   const Span<const std::int64_t> shape{tensor.shape().data(), static_cast<std::size_t>(tensor.shape_size())};
   if (!element_count(shape, item, count) || tensor.byte_length() != count * item) {
-    return field_error(tensor, "shape", shape_text(tensor) + " of " + std::string(to_string(static_cast<DType>(tensor.dtype()))) +
-                                            " does not fit byte_length " + std::to_string(tensor.byte_length()));
+    return field_error(tensor, "shape",
+                       shape_text(tensor) + " of " + std::string(to_string(static_cast<DType>(tensor.dtype()))) +
+                           " does not fit byte_length " + std::to_string(tensor.byte_length()));
   }
   return {};
 }
@@ -174,18 +178,21 @@ std::string check_tensors(const TensorFields& tensors, Span<const Frame> payload
     error = check_types(tensor);
     if (!error.empty()) return error;
     if (tensor.frame() >= payload.size()) {
-      return field_error(tensor, "frame", std::to_string(tensor.frame()) + " is past the last of " +
-                                              std::to_string(payload.size()) + " payload frames");
+      return field_error(tensor, "frame",
+                         std::to_string(tensor.frame()) + " is past the last of " + std::to_string(payload.size()) +
+                             " payload frames");
     }
     const auto& frame = payload[tensor.frame()];
     if (tensor.byte_offset() > frame.size()) {
-      return field_error(tensor, "byte_offset", std::to_string(tensor.byte_offset()) + " is past the end of its frame of " +
-                                                    std::to_string(frame.size()) + " bytes");
+      return field_error(tensor, "byte_offset",
+                         std::to_string(tensor.byte_offset()) + " is past the end of its frame of " +
+                             std::to_string(frame.size()) + " bytes");
     }
     if (tensor.byte_length() > frame.size() - tensor.byte_offset()) {
-      return field_error(tensor, "byte_length", std::to_string(tensor.byte_length()) + " at byte_offset " +
-                                                    std::to_string(tensor.byte_offset()) + " runs past its frame of " +
-                                                    std::to_string(frame.size()) + " bytes");
+      return field_error(tensor, "byte_length",
+                         std::to_string(tensor.byte_length()) + " at byte_offset " +
+                             std::to_string(tensor.byte_offset()) + " runs past its frame of " +
+                             std::to_string(frame.size()) + " bytes");
     }
     error = check_shape(tensor, nullptr);
     if (!error.empty()) return error;
@@ -283,16 +290,17 @@ bool needs_copy(const v1::Tensor& tensor, const std::byte* bytes) noexcept {
   if (!is_raw(tensor) || tensor.byte_length() == 0) return false;
   if (reinterpret_cast<std::uintptr_t>(bytes) % itemsize(static_cast<DType>(tensor.dtype())) != 0) return true;
   // A C++ bool may only hold 0 or 1; the wire's may hold any byte.
-  return tensor.dtype() == v1::DTYPE_BOOL && std::any_of(bytes, bytes + tensor.byte_length(), [](std::byte value) {
-           return value > std::byte{1};
-         });
+  return tensor.dtype() == v1::DTYPE_BOOL &&
+         std::any_of(bytes, bytes + tensor.byte_length(), [](std::byte value) { return value > std::byte{1}; });
 }
 
 }  // namespace
 
 void make_views(detail::Message& message) {
   alignas(tensor_alignment) static constexpr std::byte nowhere[tensor_alignment] = {};
-  const auto at = [&](const v1::Tensor& tensor) { return message.payload[tensor.frame()].data() + tensor.byte_offset(); };
+  const auto at = [&](const v1::Tensor& tensor) {
+    return message.payload[tensor.frame()].data() + tensor.byte_offset();
+  };
 
   std::size_t copied = 0;
   for (const auto& tensor : message.fields.tensors()) {
@@ -321,8 +329,8 @@ void make_views(detail::Message& message) {
     const Span<const std::int64_t> shape{tensor.shape().data(), static_cast<std::size_t>(tensor.shape_size())};
     element_count(shape, itemsize(dtype), count);
     message.tensors.emplace_back(tensor.key(), dtype, encoding, shape,
-                                 Span<const std::byte>{bytes, static_cast<std::size_t>(tensor.byte_length())}, elements, count,
-                                 tensor.timestamp_ns());
+                                 Span<const std::byte>{bytes, static_cast<std::size_t>(tensor.byte_length())}, elements,
+                                 count, tensor.timestamp_ns());
   }
 }
 

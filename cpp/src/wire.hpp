@@ -7,8 +7,8 @@
 
 #include "frame.hpp"
 #include "inferential/tensor.hpp"
-#include "message.hpp"
 #include "inferential/v1/inferential.pb.h"
+#include "message.hpp"
 
 namespace inferential::wire {
 

@@ -126,7 +126,8 @@ TEST_F(Live, EveryFieldArrivesAsSent) {
 
 template <class T>
 void expect_round_trip(Router& server, Model& model, const std::vector<T>& values) {
-  ASSERT_TRUE(model.observe().tensor("x", values.data(), values.size(), {static_cast<std::int64_t>(values.size()), 1}).send());
+  ASSERT_TRUE(
+      model.observe().tensor("x", values.data(), values.size(), {static_cast<std::int64_t>(values.size()), 1}).send());
   const auto request = server.receive();
   auto reply = response(request.fields.request_id(), request.fields.model_id());
   *reply.add_tensors() = request.fields.tensors(0);
@@ -213,7 +214,8 @@ TEST_F(Live, ProgrammingErrorsNameTheFieldAndUseNoId) {
   expect_error(model.observe().slot(std::string(257, 's')).send(), "slot");
   expect_error(model.observe().slot("\xFF").send(), "slot is not UTF-8");
   expect_error(model.observe().metadata("k", "\xFF").send(), "metadata 'k'");
-  expect_error(model.observe().tensor("x", two.data(), 2, {3}).send(), "'x': shape (3) of FLOAT32 does not fit byte_length 8");
+  expect_error(model.observe().tensor("x", two.data(), 2, {3}).send(),
+               "'x': shape (3) of FLOAT32 does not fit byte_length 8");
   expect_error(model.observe().tensor("x", two.data(), 2, {-2}).send(), "negative");
   expect_error(model.observe().tensor<float>("x", nullptr, 2, {2}).send(), "null pointer");
   expect_error(model.observe().tensor("", two).send(), "key must not be empty");
@@ -560,8 +562,9 @@ TEST(LiveLink, BadSettingsShowInTheFirstSendOrAtOnce) {
     EXPECT_EQ(opened.error().message, sent.error().message);
     return sent.error().message;
   };
-  for (const auto* address : {"", "localhost", "tcp://localhost", "localhost:0", "localhost:65536", "localhost:5555x", ":5555",
-                              "tcp://*:5555", "::1:5555", "udp://localhost:5555", "nonsense://x", "localhost:-1"}) {
+  for (const auto* address :
+       {"", "localhost", "tcp://localhost", "localhost:0", "localhost:65536", "localhost:5555x", ":5555",
+        "tcp://*:5555", "::1:5555", "udp://localhost:5555", "nonsense://x", "localhost:-1"}) {
     EXPECT_NE(message_of(address, "a", {}).find(address), std::string::npos) << address;
   }
   EXPECT_NE(message_of("localhost:5555", "", {}).find("client_id"), std::string::npos);
@@ -584,9 +587,7 @@ TEST_F(Live, MovedObjectsGoOnWorking) {
   auto result = moved_model.get_result(patience_ms);
   ASSERT_TRUE(result);
   const Reply copy = *result;
-  {
-    Connection closed = std::move(moved);
-  }
+  { Connection closed = std::move(moved); }
   EXPECT_EQ(copy["actions"].as<float>()[2], 3);  // replies outlive all of it
 }
 
@@ -609,7 +610,7 @@ TEST_F(Live, ConcurrentUseIsAnError) {
   EXPECT_FALSE(connection.wait_until_up(0));
   EXPECT_FALSE(other.cancel(1));
   EXPECT_EQ(connection.link_state(), LinkState::Up);  // as last seen
-  connection.close();  // the waiting call ends first, then it closes
+  connection.close();                                 // the waiting call ends first, then it closes
   server.answer(server.receive());
   EXPECT_TRUE(waiting.get());
   EXPECT_EQ(connection.link_state(), LinkState::Closed);

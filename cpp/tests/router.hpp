@@ -23,7 +23,8 @@ class Router {
     std::vector<std::string> payload;
   };
 
-  explicit Router(const std::string& endpoint = "tcp://127.0.0.1:*") : context_(zmq_ctx_new()), socket_(zmq_socket(context_, ZMQ_ROUTER)) {
+  explicit Router(const std::string& endpoint = "tcp://127.0.0.1:*")
+      : context_(zmq_ctx_new()), socket_(zmq_socket(context_, ZMQ_ROUTER)) {
     const int linger_ms = 0;
     const int mandatory = 1;
     zmq_setsockopt(socket_, ZMQ_LINGER, &linger_ms, sizeof linger_ms);

@@ -231,8 +231,8 @@ TEST_F(SessionTest, UndecodableRepliesWithoutARequestAreCounted) {
   observe(policy);
   session.receive(message_of(*pool, std::string_view("\xFF\xFF\xFF"), {""}), true, now);
   session.receive(message_of(*pool, response(1, "policy")), false, now);  // wrong framing
-  reply(response(2, "policy", Status::Ok, {1}), {""});                     // wrong tensor, unknown id
-  reply(response(0, "policy", Status::Ok, {1}), {""});                     // wrong tensor, no id
+  reply(response(2, "policy", Status::Ok, {1}), {""});                    // wrong tensor, unknown id
+  reply(response(0, "policy", Status::Ok, {1}), {""});                    // wrong tensor, no id
   EXPECT_EQ(session.counters().bad_replies, 4u);
   EXPECT_EQ(session.take_next(policy).outcome, Outcome::Wait);
 }
@@ -475,8 +475,8 @@ TEST(SessionProperty, EveryRequestEndsExactlyOnce) {
         }
         case 3:
         case 4: {
-          auto fields = response(random() % (observed + 3), random() % 2 == 0 ? "a" : "b",
-                                 static_cast<Status>(random() % 12));
+          auto fields =
+              response(random() % (observed + 3), random() % 2 == 0 ? "a" : "b", static_cast<Status>(random() % 12));
           if (random() % 3 == 0) fields.set_retry_after_ms(static_cast<float>(random() % 50));
           if (random() % 10 == 0) fields.add_tensors();  // does not decode
           session.receive(message_of(*pool, fields), random() % 20 != 0, now);

@@ -126,8 +126,8 @@ TEST_F(WatchdogTest, DecayKnowsEveryFloatType) {
 }
 
 TEST_F(WatchdogTest, BeforeTheFirstAnswerTheTemplateServes) {
-  for (const auto& fallback :
-       {Fallback::zero(one_zero_template()), Fallback::hold(100, one_zero_template()), Fallback::decay(5, one_zero_template())}) {
+  for (const auto& fallback : {Fallback::zero(one_zero_template()), Fallback::hold(100, one_zero_template()),
+                               Fallback::decay(5, one_zero_template())}) {
     Watchdog watchdog(fallback, pool);
     const auto action = watchdog.fall_back(why(), 1s);
     EXPECT_EQ(action.source, Source::Zero);

@@ -182,7 +182,8 @@ TEST(Decode, EncodedImagesAreNotPixels) {
   ASSERT_TRUE(wire::decode(*message)) << message->error;
   const Reply reply(message);
   EXPECT_EQ(reply["camera"].as<std::uint8_t>().data(), nullptr);
-  EXPECT_EQ(reply.get<std::uint8_t>("camera").error().message, "tensor 'camera' is a JPEG file: use bytes() and decode it");
+  EXPECT_EQ(reply.get<std::uint8_t>("camera").error().message,
+            "tensor 'camera' is a JPEG file: use bytes() and decode it");
   EXPECT_EQ(reply["camera"].bytes().size(), 2u);
 }
 
@@ -219,13 +220,12 @@ TEST(Decode, AMessageIsReusedWithoutTraces) {
   ASSERT_EQ(message.get(), first);
   ASSERT_TRUE(wire::decode(*message));
   const Reply reply(message);
-  EXPECT_EQ(message->fields.ByteSizeLong(),
-            [] {
-              v1::ModelResponse empty;
-              empty.mutable_client();
-              empty.mutable_timing();
-              return empty.ByteSizeLong();
-            }());
+  EXPECT_EQ(message->fields.ByteSizeLong(), [] {
+    v1::ModelResponse empty;
+    empty.mutable_client();
+    empty.mutable_timing();
+    return empty.ByteSizeLong();
+  }());
   EXPECT_EQ(reply.status(), Status::Ok);
   EXPECT_EQ(reply.error(), "");
   EXPECT_TRUE(reply.metadata().empty());

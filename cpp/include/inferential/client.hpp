@@ -76,13 +76,13 @@ class Observation {
   /// One dimension, all of the container (which must outlive send()).
   template <class T>
   Observation& tensor(std::string_view key, const std::vector<T>& data, TensorOptions options = {}) noexcept {
-    static_assert(!std::is_same_v<T, bool>, "std::vector<bool> has no contiguous elements: use a vector of std::uint8_t and tensor_bytes");
+    static_assert(!std::is_same_v<T, bool>,
+                  "std::vector<bool> has no contiguous elements: use a vector of std::uint8_t and tensor_bytes");
     return tensor(key, data.data(), data.size(), {static_cast<std::int64_t>(data.size())}, options);
   }
   /// For a dtype known only at run time; byte_length must be product(shape) x itemsize(dtype).
   INFERENTIAL_API Observation& tensor_bytes(std::string_view key, DType dtype, const void* data,
-                                            std::size_t byte_length, Shape shape,
-                                            TensorOptions options = {}) noexcept;
+                                            std::size_t byte_length, Shape shape, TensorOptions options = {}) noexcept;
   /// A JPEG or PNG file's bytes; the shape is (height, width, channels) of the decoded image.
   INFERENTIAL_API Observation& tensor_encoded(std::string_view key, Encoding encoding, const void* data,
                                               std::size_t byte_length, Shape shape,
@@ -130,7 +130,8 @@ class Model {
   /// for a request that is not outstanding, nor to a server not known to speak v2.
   INFERENTIAL_API bool cancel(std::uint64_t request_id) noexcept;
 
-  /// The server's last hint, not taken yet, to delay the next observation by this, once: `rate.delay_ms(...)`. 0 without one.
+  /// The server's last hint, not taken yet, to delay the next observation by this, once: `rate.delay_ms(...)`. 0
+  /// without one.
   INFERENTIAL_API double take_phase_shift_ms() noexcept;
 
   /// How the last get_result or act ended; nothing before the first.

@@ -36,7 +36,8 @@ struct ConnectionOptions {
   std::size_t inbox_replies = 65536;
   /// Answer requests locally while a model's retry_after_ms runs.
   bool hold_off = true;
-  /// Called on the thread that uses the connection, at the end of the call that noticed; may use the connection, must not throw.
+  /// Called on the thread that uses the connection, at the end of the call that noticed; may use the connection, must
+  /// not throw.
   std::function<void(LinkState)> on_link_change;
   /// Rare notices (a v1 server, say). Standard error where none is given. Must not throw.
   std::function<void(std::string_view)> on_notice;
@@ -50,7 +51,9 @@ class Fallback {
   using Callback = std::function<Tensors(const Reply* last_fresh, double age_ms)>;
 
   /// Zeros shaped like the last fresh tensors, or like the template before the first.
-  static Fallback zero(Tensors template_tensors = {}) { return Fallback(Kind::Zero, 0, std::move(template_tensors), {}); }
+  static Fallback zero(Tensors template_tensors = {}) {
+    return Fallback(Kind::Zero, 0, std::move(template_tensors), {});
+  }
   /// The last fresh tensors for at most max_ms after their arrival, zeros after that.
   static Fallback hold(double max_ms, Tensors template_tensors = {}) {
     return Fallback(Kind::Hold, max_ms, std::move(template_tensors), {});
@@ -69,7 +72,10 @@ class Fallback {
 
  private:
   Fallback(Kind kind, double duration_ms, Tensors template_tensors, Callback function)
-      : kind_(kind), duration_ms_(duration_ms), template_(std::move(template_tensors)), function_(std::move(function)) {}
+      : kind_(kind),
+        duration_ms_(duration_ms),
+        template_(std::move(template_tensors)),
+        function_(std::move(function)) {}
 
   Kind kind_;
   double duration_ms_;

@@ -38,7 +38,8 @@ class Reply {
   INFERENTIAL_API Reason reason() const noexcept;
   /// What was wrong, where, and what would be right; empty when OK.
   INFERENTIAL_API std::string_view error() const noexcept;
-  /// True where the SDK made the reply and the server did not send it: hold-off, TimedOut, LinkLost, an undecodable reply.
+  /// True where the SDK made the reply and the server did not send it: hold-off, TimedOut, LinkLost, an undecodable
+  /// reply.
   INFERENTIAL_API bool is_local() const noexcept;
 
   INFERENTIAL_API std::uint64_t request_id() const noexcept;
