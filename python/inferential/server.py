@@ -21,6 +21,7 @@ from inferential._version import __version__
 from inferential.assembler import ClockOffset, assemble
 from inferential.backends.base import Backend
 from inferential.backends.local import LocalBackend
+from inferential.config.load import check_config
 from inferential.config.schema import InferentialConfig
 from inferential.engine import Engine
 from inferential.errors import ConfigError, WireError
@@ -86,7 +87,10 @@ class Server:
         for name in models:
             if not isinstance(name, str) or not name or len(name.encode()) > wire.MAX_NAME_BYTES:
                 raise ConfigError(f"models: {name!r} is no name; use 1 to {wire.MAX_NAME_BYTES} bytes of text")
+        check_config(config)
         self._config = config
+        for name in set(config.models.known) - set(models):
+            logger.warning("models.known.%s: this server has no such model; it has %s", name, ", ".join(models))
         self._export: PrometheusExport | None = None
         if config.metrics.prometheus_port is not None:
             self._export = PrometheusExport(client_label=config.metrics.prometheus_client_label)
@@ -133,6 +137,11 @@ class Server:
             self._backends.update(dict.fromkeys(remote, backend))
 
     # --- for users ---
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of the models that clients may ask for."""
+        return self._models
 
     @property
     def config(self) -> InferentialConfig:
@@ -205,9 +214,10 @@ class Server:
     async def run(self) -> None:
         """Serves until `request_stop`, SIGINT or SIGTERM (handled where this is the main thread), then drains and returns.
 
-        A second signal ends the grace period. Raises what `start` raises.
+        Starts the server unless it is started. A second signal ends the grace period. Raises what `start` raises.
         """
-        await self.start()
+        if self._state == "new":
+            await self.start()
         signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
         for number in signals:
             self._loop.add_signal_handler(number, self._signalled, signal.Signals(number).name)

@@ -303,7 +303,7 @@ class Transport:
         bound = self._config.outbound_queue_bytes
         if (
             len(peer.outbound) >= self._config.outbound_queue_messages
-            or peer.outbound_bytes + size > bound
+            or (peer.outbound and peer.outbound_bytes + size > bound)  # a single large one may always wait
             or self._peers.get(peer.routing_id) is not peer
         ):
             self._events.send_failed(peer, "its outbound queue is full")

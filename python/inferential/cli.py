@@ -1,0 +1,196 @@
+"""The command `inferential`: serve, check-config, ping."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+try:
+    import typer
+except ImportError:
+    typer = None  # type: ignore[assignment]
+
+if typer is None:
+
+    def main() -> None:
+        """Says what is missing."""
+        sys.exit("the command inferential needs the server's packages: pip install 'inferential[server]'")
+
+else:
+    from inferential._version import __version__
+    from inferential.config.load import load_config
+    from inferential.config.schema import InferentialConfig
+    from inferential.errors import ConfigError, InferentialError
+
+    app = typer.Typer(
+        name="inferential",
+        help="Serves many robots and game agents from a few shared models.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+
+    def _version(wanted: bool) -> None:
+        if wanted:
+            typer.echo(f"inferential {__version__}")
+            raise typer.Exit
+
+    @app.callback()
+    def options(
+        version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    ) -> None:
+        """Serves many robots and game agents from a few shared models."""
+
+    @app.command()
+    def serve(  # noqa: PLR0917 - typer makes options of them
+        apps: Annotated[
+            list[str] | None,
+            typer.Argument(
+                metavar="[NAME=]MODULE:ATTRIBUTE...",
+                help="Models to serve: Ray Serve applications, which are deployed, or callables, which run in this "
+                "process. NAME is what clients ask for; the attribute's name where not given. "
+                "A bare NAME is an application that is deployed already.",
+            ),
+        ] = None,
+        config: Annotated[Path | None, typer.Option(help="Settings: a TOML or YAML file.")] = None,
+        bind: Annotated[str | None, typer.Option(help="Endpoint, for example tcp://*:5555.")] = None,
+        inline: Annotated[bool, typer.Option("--inline", help="Run callables on the event loop: quick ones.")] = False,
+        record: Annotated[Path | None, typer.Option(help="Record what happens to this MCAP file.")] = None,
+        record_payloads: Annotated[bool, typer.Option("--record-payloads", help="The tensors' bytes too.")] = False,
+        log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    ) -> None:
+        """Serve models until SIGINT or SIGTERM."""
+        _log(log_level)
+        settings = InferentialConfig() if config is None else load_config(config)
+        models: dict[str, Any] = dict.fromkeys(settings.models.known)
+        deploy: dict[str, Any] = {}
+        for argument in apps or ():
+            name, model = _import(argument)
+            models[name] = model
+            if _is_serve_application(model):
+                models[name], deploy[name] = None, model
+        from inferential.server import Server
+
+        server = Server(
+            settings, models=models, bind=bind, inline=inline, record=record, record_payloads=record_payloads
+        )
+        asyncio.run(_serve(server, deploy))
+
+    async def _serve(server: Any, deploy: dict[str, Any]) -> None:
+        await server.start()
+        typer.echo(f"serving {', '.join(server.models)} on {server.endpoint}")
+        # Applications become available when they are up; clients get UNAVAILABLE until then.
+        deploying = [asyncio.create_task(asyncio.to_thread(_deploy, name, a)) for name, a in deploy.items()]
+        try:
+            await server.run()
+        finally:
+            for task in deploying:
+                task.cancel()
+
+    def _deploy(name: str, application: Any) -> None:
+        from ray import serve as ray_serve
+
+        try:
+            ray_serve.run(application, name=name, route_prefix=None)
+        except Exception:
+            logging.getLogger("inferential").exception("application %r could not be deployed", name)
+
+    @app.command("check-config")
+    def check_config(file: Annotated[Path, typer.Argument(help="A TOML or YAML file.")]) -> None:
+        """Check a settings file and show what it changes."""
+        settings = load_config(file)
+        _check_names(settings)
+        for line in _changes(settings.model_dump(), InferentialConfig().model_dump()):
+            typer.echo(line)
+        typer.echo(f"{file}: good")
+
+    @app.command()
+    def ping(
+        server: Annotated[str, typer.Argument(help="Address of the server.")] = "tcp://127.0.0.1:5555",
+        count: Annotated[int, typer.Option(min=1, help="How often.")] = 4,
+        timeout_ms: Annotated[float, typer.Option(min=1, help="How long to wait for each answer.")] = 1000.0,
+    ) -> None:
+        """Ask whether a server answers, how fast, and which models are ready. Exit code 1 without an answer."""
+        from inferential.client.blocking import Connection
+
+        result, answered = None, 0
+        with Connection(server=server, client_id=f"ping-{os.getpid()}", client_type="cli") as connection:
+            for _ in range(count):
+                answer = connection.ping(timeout_ms)
+                if answer is None:
+                    typer.echo(f"no answer from {server} in {timeout_ms:g} ms")
+                    continue
+                result, answered = answer, answered + 1
+                typer.echo(f"{server}: {answer.round_trip_ms:.3f} ms")
+        if result is None:
+            raise typer.Exit(1)
+        typer.echo(f"{answered} of {count} answered, by inferential {result.server} (protocol {result.protocol})")
+        for name, ready in sorted(result.models.items()):
+            typer.echo(f"  {name}: {'ready' if ready else 'not ready'}")
+
+    def _log(level: str) -> None:
+        if level not in ("debug", "info", "warning", "error"):
+            raise ConfigError(f"--log-level is {level!r}; it may be debug, info, warning or error")
+        logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def _import(argument: str) -> tuple[str, Any]:
+        """(name, model) of [NAME=]MODULE:ATTRIBUTE; the model is None for a bare NAME."""
+        name, equals, path = argument.rpartition("=")
+        module, colon, attribute = path.partition(":")
+        if not colon:
+            if equals:
+                raise ConfigError(f"{argument!r}: after the = comes MODULE:ATTRIBUTE")
+            return path, None
+        if not module or not attribute:
+            raise ConfigError(f"{argument!r}: write it as MODULE:ATTRIBUTE or NAME=MODULE:ATTRIBUTE")
+        if "" not in sys.path:
+            sys.path.insert(0, "")
+        try:
+            model: Any = importlib.import_module(module)
+            for part in attribute.split("."):
+                model = getattr(model, part)
+        except (ImportError, AttributeError) as e:
+            raise ConfigError(f"{argument!r}: cannot import it: {e}") from None
+        if model is None:
+            raise ConfigError(f"{argument!r} is None")
+        return name or attribute, model
+
+    def _is_serve_application(model: Any) -> bool:
+        # An application cannot exist unless Ray Serve was imported.
+        serve_module = sys.modules.get("ray.serve")
+        return serve_module is not None and isinstance(model, serve_module.Application)
+
+    def _check_names(settings: InferentialConfig) -> None:
+        """What the engine would refuse at start: unknown strategies, options and policies."""
+        from inferential.engine import Engine
+        from inferential.metrics.collector import MetricsCollector
+
+        Engine(settings, list(settings.models.known), MetricsCollector(1))
+
+    def _changes(settings: Any, defaults: Any, prefix: str = "") -> list[str]:
+        """A line for each setting that is not the default."""
+        lines: list[str] = []
+        for key, value in settings.items():
+            default = defaults.get(key) if isinstance(defaults, dict) else None
+            if isinstance(value, dict):
+                lines += _changes(value, default or {}, f"{prefix}{key}.")
+            elif value != default:
+                lines.append(f"{prefix}{key} = {value!r}")
+        return lines
+
+    def main() -> None:
+        """The entry point of the command."""
+        try:
+            app()
+        except InferentialError as e:
+            typer.echo(f"error: {e}", err=True)
+            sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Settings from a TOML or YAML file, and the checks that concern several settings at once."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from inferential.config.schema import InferentialConfig
+from inferential.errors import ConfigError, MissingDependencyError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def load_config(path: str | Path) -> InferentialConfig:
+    """Reads settings from a file, .toml, .yaml or .yml.
+
+    Raises:
+        ConfigError: it cannot be read, or a setting is wrong; names the setting, its value and what it may be.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: cannot read it: {e}") from None
+    if path.suffix == ".toml":
+        try:
+            data: Any = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as e:
+            raise ConfigError(f"{path}: is no TOML: {e}") from None
+    elif path.suffix in (".yaml", ".yml"):
+        data = _yaml(path, text)
+    else:
+        raise ConfigError(f"{path}: settings are read from .toml, .yaml or .yml files")
+    try:
+        return parse_config({} if data is None else data)
+    except ConfigError as e:
+        raise ConfigError(f"{path}: {e}") from None
+
+
+def parse_config(data: Any) -> InferentialConfig:
+    """Settings from nested mappings, as in a file.
+
+    Raises:
+        ConfigError: a setting is wrong; every wrong one has a line.
+    """
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"settings are a table of sections, not {type(data).__name__}")
+    try:
+        config = InferentialConfig.model_validate(data)
+    except ValidationError as e:
+        raise ConfigError("\n".join(map(_line, e.errors(include_url=False)))) from None
+    check_config(config)
+    return config
+
+
+def check_config(config: InferentialConfig) -> None:
+    """The checks that concern several settings at once.
+
+    Raises:
+        ConfigError: two settings contradict each other.
+    """
+    ttl_ms = config.queue.request_ttl_ms
+    budgets: dict[str, float | None] = {
+        "scheduling.default_latency_budget_ms": config.scheduling.default_latency_budget_ms
+    }
+    budgets |= {f"clients.{n}.latency_budget_ms": c.latency_budget_ms for n, c in config.clients.items()}
+    budgets |= {f"models.known.{n}.latency_budget_ms": m.latency_budget_ms for n, m in config.models.known.items()}
+    budgets["models.default.latency_budget_ms"] = config.models.default.latency_budget_ms
+    for name, budget in budgets.items():
+        if budget is not None and budget > ttl_ms:
+            raise ConfigError(f"{name} is {budget:g}; it may be at most queue.request_ttl_ms, which is {ttl_ms:g}")
+    idle_s = config.transport.idle_client_timeout_s
+    if idle_s * 1e3 < ttl_ms:
+        raise ConfigError(
+            f"transport.idle_client_timeout_s is {idle_s:g}; it must be at least queue.request_ttl_ms "
+            f"({ttl_ms / 1e3:g} s), else clients are forgotten while they wait for an answer"
+        )
+
+
+def _yaml(path: Path, text: str) -> Any:
+    try:
+        import yaml
+    except ImportError:
+        raise MissingDependencyError("YAML files need pyyaml: pip install 'inferential[server]'") from None
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        raise ConfigError(f"{path}: is no YAML: {e}") from None
+
+
+def _line(error: Any) -> str:
+    """One validation error as a line for people."""
+    location: Sequence[Any] = error["loc"]
+    name = ".".join(str(part) for part in location)
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(location[-1]), _names(location[:-1]), n=1)
+        known = ", ".join(_names(location[:-1]))
+        return f"{name}: there is no such setting; " + (f"did you mean {near[0]!r}?" if near else f"there are: {known}")
+    value = error["input"]
+    shown = f"a {type(value).__name__}" if isinstance(value, Mapping | list) else repr(value)
+    message = error["msg"][:1].lower() + error["msg"][1:]
+    return f"{name} is {shown}: {message.replace('input should', 'it should')}"
+
+
+def _names(location: Sequence[Any]) -> list[str]:
+    """The settings there are in a section."""
+    model: Any = InferentialConfig
+    for part in location:
+        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        annotation = model if field is None else field.annotation
+        if field is None:  # the key of a table such as models.known: what follows describes one entry
+            continue
+        arguments = getattr(annotation, "__args__", ())
+        model = next((a for a in arguments if isinstance(a, type) and issubclass(a, BaseModel)), annotation)
+    return sorted(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
