@@ -1,0 +1,148 @@
+"""A live server is recorded; the recording replays to the same decisions, and damage to it is told."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from inferential import AsyncConnection, Server
+from inferential._proto.inferential.recording.v1 import recording_pb2 as pb
+from inferential.config.schema import InferentialConfig
+from inferential.errors import InferentialError
+from inferential.recording import RecordingError, open_recording, read_recording
+from inferential.replay import replay
+
+
+class Policy:
+    """Doubles; every fifth call fails, so that failures are recorded too."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+        self.calls += 1
+        if self.calls % 5 == 0:
+            raise RuntimeError("every fifth call fails")
+        return {"actions": obs["state"] * 2}
+
+
+async def _drive(endpoint: str, client: int, requests: int) -> int:
+    answered = 0
+    # Without hold-off every request reaches the server, whatever it answers.
+    async with AsyncConnection(
+        server=endpoint, client_id=f"robot-{client}", client_type="test", hold_off=False
+    ) as connection:
+        model = connection.model("policy", latency_budget_ms=500.0)
+        for n in range(requests):
+            for _ in range(3):
+                await model.observe(state=np.full(7, n, np.float32), urgency=0.5)
+            for _ in range(3):
+                reply = await model.next_reply(timeout_ms=20_000)
+                answered += reply is not None
+    return answered
+
+
+def _record(path: Path, *, payloads: bool = False, clients: int = 4, requests: int = 20) -> int:
+    config = InferentialConfig()
+    config.transport.bind = "tcp://127.0.0.1:0"
+    config.scheduling.early_refusal = "predictive"
+
+    async def main() -> int:
+        server = Server(config, models={"policy": Policy()}, record=path, record_payloads=payloads)
+        async with server:
+            answered = sum(await asyncio.gather(*(_drive(server.endpoint, i, requests) for i in range(clients))))
+            server.use_scheduler("round_robin")
+            return answered + await _drive(server.endpoint, 99, requests)
+
+    return asyncio.run(main())
+
+
+def test_replay_makes_the_same_decisions(tmp_path: Path) -> None:
+    path = tmp_path / "run.mcap"
+    answered = _record(path)
+    assert answered == 5 * 20 * 3
+
+    result = replay(path)
+    assert result.differences == []
+    assert result.same
+    assert result.decisions > answered  # an outcome each, and the calls
+
+
+class _Collector:
+    def __init__(self) -> None:
+        self.observations: list[bytes] = []
+        self.inputs: list[pb.Input] = []
+        self.decisions: list[pb.Decision] = []
+
+    def observation(self, envelope: bytes) -> None:
+        self.observations.append(envelope)
+
+    def input(self, message: pb.Input) -> None:
+        self.inputs.append(message)
+
+    def decision(self, message: pb.Decision) -> None:
+        self.decisions.append(message)
+
+
+def test_every_request_is_recorded_with_one_outcome(tmp_path: Path) -> None:
+    path = tmp_path / "run.mcap"
+    answered = _record(path, clients=2, requests=5)
+    seen = _Collector()
+    read_recording(open_recording(path), seen)
+
+    assert len(seen.observations) == answered
+    submitted = [i for i in seen.inputs if i.WhichOneof("kind") == "submit"]
+    outcomes = [d.outcome for d in seen.decisions if d.WhichOneof("kind") == "outcome"]
+    keys = [(bytes(o.request.connection), o.request.request_id) for o in outcomes]
+    assert len(submitted) == answered
+    assert len(keys) == len(set(keys)) == answered
+
+
+def test_payloads_are_recorded_on_request(tmp_path: Path) -> None:
+    small, large = tmp_path / "small.mcap", tmp_path / "large.mcap"
+    _record(small, clients=1, requests=3)
+    _record(large, clients=1, requests=3, payloads=True)
+
+    from mcap.reader import make_reader
+
+    def topics(path: Path) -> set[str]:
+        with path.open("rb") as f:
+            return {channel.topic for _, channel, _ in make_reader(f).iter_messages()}
+
+    assert topics(large) - topics(small) == {"/payloads/observations/policy", "/payloads/replies/policy"}
+    assert {"/observations/policy", "/replies/policy", "/engine/inputs", "/engine/decisions"} == topics(small)
+
+
+def test_a_changed_decision_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run.mcap"
+    _record(path, clients=1, requests=5)
+
+    original = InferentialConfig.model_validate_json
+
+    def tighter(text: str) -> InferentialConfig:
+        config = original(text)
+        config.queue.max_requests_per_model = 1  # another bound drops what was answered then
+        return config
+
+    monkeypatch.setattr(InferentialConfig, "model_validate_json", tighter)
+    result = replay(path)
+    assert not result.same
+    assert any("recorded, not made again" in text for text in result.differences)
+
+
+def test_what_cannot_be_replayed_says_why(tmp_path: Path) -> None:
+    nothing = tmp_path / "nothing.mcap"
+    nothing.write_bytes(b"not a recording at all")
+    with pytest.raises(RecordingError, match="not an MCAP file"):
+        replay(nothing)
+
+    whole = tmp_path / "whole.mcap"
+    _record(whole, clients=1, requests=2)
+    cut = tmp_path / "cut.mcap"
+    cut.write_bytes(whole.read_bytes()[:-200])
+    with pytest.raises(InferentialError, match=r"cut\.mcap"):
+        replay(cut)
