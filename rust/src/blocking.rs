@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 
-use crate::endpoint::{Descriptors, Endpoint, Wake};
+use crate::endpoint::{after, Descriptors, Endpoint, Wake};
 use crate::error::Error;
 use crate::observation::{Fields, Observation, Sent};
 use crate::options::{ConnectionOptions, ModelOptions};
 use crate::reply::{Counters, LinkState, Pong, Reply, Status};
-use crate::session::{ModelKey, Session, Taken};
+use crate::session::{ModelKey, Session};
 use crate::watchdog::{Action, Watchdog};
 
 /// Rings in a thread that waits, when another thread has read what it waits for.
@@ -114,7 +114,8 @@ impl Shared {
         if bell.is_none() {
             left = left.min(Duration::from_millis(10));
         }
-        let timeout = Timespec { tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() };
+        let timeout =
+            Timespec { tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() };
         let clapper = bell.map_or(descriptors.socket.as_fd(), |bell| bell.clapper.as_fd());
         let mut polled = [
             PollFd::new(&descriptors.socket, PollFlags::IN),
@@ -128,11 +129,6 @@ impl Shared {
             let _ = (&bell.clapper).read(&mut [0; 64]);
         }
     }
-}
-
-fn after(timeout_ms: u64) -> Instant {
-    const LONG: Duration = Duration::from_secs(365 * 24 * 3600);
-    Instant::now() + Duration::from_millis(timeout_ms).min(LONG)
 }
 
 /// A connection to an Inferential server.
@@ -211,16 +207,12 @@ impl Connection {
 
     /// Waits until the link is up; false where it is not after `timeout_ms`, or closed.
     pub fn wait_until_up(&self, timeout_ms: u64) -> bool {
-        self.shared.wait(
-            after(timeout_ms),
-            |_| None,
-            |session| match session.link_state() {
-                LinkState::Up => Some(true),
-                LinkState::Closed => Some(false),
-                _ => None,
-            },
-            |_| false,
-        )
+        let look = |session: &mut Session| match session.link_state() {
+            LinkState::Up => Some(true),
+            LinkState::Closed => Some(false),
+            _ => None,
+        };
+        self.shared.wait(after(timeout_ms), |_| None, look, |_| false)
     }
 
     /// Asks whether the server is there and which models it has. None where no answer came within `timeout_ms`, the link is
@@ -235,18 +227,10 @@ impl Connection {
             self.shared.wait_for_link(deadline.min(Instant::now() + endpoint.connect_timeout()));
         }
         let Some(request_id) = endpoint.ping()? else { return Ok(None) };
-        let pong = self.shared.wait(
-            deadline,
-            |_| None,
-            |session| match session.take_pong(request_id) {
-                Taken::Some(pong) => Some(Some(pong)),
-                Taken::Nothing => Some(None),
-                Taken::Wait => None,
-            },
-            |_| None,
-        );
+        let look = |session: &mut Session| session.take_pong(request_id).into_finished();
+        let pong = self.shared.wait(deadline, |_| None, look, |_| Ok(None));
         endpoint.peek(|inner| inner.session.forget_ping(request_id));
-        Ok(pong)
+        pong
     }
 
     /// What happened so far.
@@ -308,25 +292,17 @@ impl Model {
     /// [`Error::Busy`] where another thread waits for this model; [`Error::Closed`], or why the connection never could be opened.
     pub fn try_get_result(&self, timeout_ms: u64) -> Result<Option<Reply>, Error> {
         let deadline = after(timeout_ms);
-        let waiting = self.begin_wait()?;
+        let _waiting = self.begin_wait()?;
         let key = self.key;
-        let result = self.shared.wait(
-            deadline,
-            |session| session.next_timer(key),
-            |session| match session.take_result(key) {
-                Taken::Some(reply) => Some(Some(reply)),
-                Taken::Nothing => Some(None),
-                Taken::Wait => None,
-            },
-            |session| {
-                if timeout_ms > 0 {
-                    session.abandon(key);
-                }
-                None
-            },
-        );
-        drop(waiting);
-        Ok(result)
+        let look = |session: &mut Session| session.take_result(key).into_finished();
+        let expire = |session: &mut Session| {
+            if timeout_ms > 0 {
+                session.abandon(key);
+            }
+            Ok(None)
+        };
+        let result = self.shared.wait(deadline, |session| session.next_timer(key), look, expire);
+        result.map_err(|error| self.shared.endpoint.explain(error))
     }
 
     /// For pipelines: every terminal reply of this model, whatever its status, in order of arrival. None where nothing came within
@@ -346,20 +322,11 @@ impl Model {
     /// As [`try_get_result`](Model::try_get_result). What had arrived or ended when the connection was closed is given out first.
     pub fn try_next_reply(&self, timeout_ms: u64) -> Result<Option<Reply>, Error> {
         let deadline = after(timeout_ms);
-        let waiting = self.begin_wait()?;
+        let _waiting = self.begin_wait()?;
         let key = self.key;
-        let reply = self.shared.wait(
-            deadline,
-            |session| session.next_timer(key),
-            |session| match session.take_next(key) {
-                Taken::Some(reply) => Some(Some(reply)),
-                Taken::Nothing => Some(None),
-                Taken::Wait => None,
-            },
-            |_| None,
-        );
-        drop(waiting);
-        Ok(reply)
+        let look = |session: &mut Session| session.take_next(key).into_finished();
+        let reply = self.shared.wait(deadline, |session| session.next_timer(key), look, |_| Ok(None));
+        reply.map_err(|error| self.shared.endpoint.explain(error))
     }
 
     /// [`get_result`](Model::get_result) with the fallback declared in [`ModelOptions`]: always an action, within

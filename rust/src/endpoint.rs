@@ -197,8 +197,7 @@ impl<W: Wake> Endpoint<W> {
                 (None, Some(error))
             }
         };
-        let endpoint =
-            Endpoint { inner: Mutex::new(inner), link_callback: Mutex::new(None), failure, connect_timeout };
+        let endpoint = Endpoint { inner: Mutex::new(inner), link_callback: Mutex::new(None), failure, connect_timeout };
         (endpoint, descriptors)
     }
 
@@ -309,6 +308,12 @@ impl<W: Wake> Endpoint<W> {
         *lock(&self.link_callback) = Some(Arc::new(callback));
     }
 
+    /// What closes the socket when dropped, which may take as long as `linger_ms`.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn take_transport(&self) -> impl Send + 'static {
+        self.peek(|inner| inner.transport.take())
+    }
+
     /// Ends everything outstanding. What it returns closes the socket when dropped, which may take as long as `linger_ms`.
     pub(crate) fn close(&self) -> impl Send + 'static {
         self.with(|inner, now, _| {
@@ -317,6 +322,12 @@ impl<W: Wake> Endpoint<W> {
             inner.transport.take()
         })
     }
+}
+
+/// The deadline of a wait that begins now.
+pub(crate) fn after(timeout_ms: u64) -> Instant {
+    const LONG: Duration = Duration::from_secs(365 * 24 * 3600);
+    Instant::now() + Duration::from_millis(timeout_ms).min(LONG)
 }
 
 fn wall_clock_ns() -> u64 {

@@ -2,27 +2,36 @@
 
 use crate::tensor::Encoding;
 
-/// Height and width according to the file itself.
-pub(crate) fn size(encoding: Encoding, file: &[u8]) -> Result<(usize, usize), String> {
-    let (name, size) = match encoding {
-        Encoding::Raw => return Err("raw bytes have no header".to_owned()),
-        Encoding::Jpeg => ("JPEG", jpeg_size(file)),
-        Encoding::Png => ("PNG", png_size(file)),
+/// Height, width and channels according to the file itself.
+pub(crate) fn shape(encoding: Encoding, file: &[u8]) -> Result<[usize; 3], String> {
+    let shape = match encoding {
+        Encoding::Raw => return Err("encoding is RAW, which has no header".to_owned()),
+        Encoding::Jpeg => jpeg_shape(file),
+        Encoding::Png => png_shape(file),
     };
-    size.ok_or_else(|| format!("the bytes are not a whole {name} header"))
+    shape.ok_or_else(|| match encoding {
+        Encoding::Png => "encoding is PNG, but the bytes are no 8-bit grey, RGB or RGBA PNG file".to_owned(),
+        _ => "encoding is JPEG, but the bytes are no JPEG file with its size in the header".to_owned(),
+    })
 }
 
-/// Signature, then the IHDR chunk: length, type, width, height.
-fn png_size(file: &[u8]) -> Option<(usize, usize)> {
+/// Signature, then the IHDR chunk: length, type, width, height, depth, colour type.
+fn png_shape(file: &[u8]) -> Option<[usize; 3]> {
     if !file.starts_with(b"\x89PNG\r\n\x1a\n") || file.get(12..16)? != b"IHDR" {
         return None;
     }
     let number = |at: usize| Some(u32::from_be_bytes(file.get(at..at + 4)?.try_into().ok()?) as usize);
-    Some((number(20)?, number(16)?))
+    let channels = match (*file.get(24)?, *file.get(25)?) {
+        (0..=8, 0) => 1,
+        (0..=8, 2 | 3) => 3, // a palette is decoded to RGB
+        (0..=8, 6) => 4,
+        _ => return None,
+    };
+    Some([number(20)?, number(16)?, channels])
 }
 
-/// Walks the segments up to the first start of frame: length, precision, height, width.
-fn jpeg_size(file: &[u8]) -> Option<(usize, usize)> {
+/// Walks the segments up to the first start of frame: length, precision, height, width, components.
+fn jpeg_shape(file: &[u8]) -> Option<[usize; 3]> {
     let number = |at: usize| Some(usize::from(u16::from_be_bytes(file.get(at..at.checked_add(2)?)?.try_into().ok()?)));
     if !file.starts_with(&[0xff, 0xd8]) {
         return None;
@@ -37,9 +46,11 @@ fn jpeg_size(file: &[u8]) -> Option<(usize, usize)> {
             0xff => at += 1, // fill byte
             0x01 | 0xd0..=0xd7 => at += 2,
             // Start of frame of any process; C4, C8 and CC share the range and mean other things.
-            0xc0..=0xcf if !matches!(marker, 0xc4 | 0xc8 | 0xcc) => return Some((number(at + 5)?, number(at + 7)?)),
-            0xd8 | 0xd9 | 0xda => return None,
-            _ => at += 2 + number(at + 2)?.max(2),
+            0xc0..=0xcf if !matches!(marker, 0xc4 | 0xc8 | 0xcc) => {
+                return Some([number(at + 5)?, number(at + 7)?, usize::from(*file.get(at + 9)?)]);
+            }
+            0xd8..=0xda => return None,
+            _ => at += 2 + number(at + 2).filter(|&length| length >= 2)?,
         }
     }
 }
@@ -58,19 +69,20 @@ pub(crate) mod tests {
 
     #[test]
     fn png() {
-        assert_eq!(size(Encoding::Png, &png_header(48, 64)), Ok((48, 64)));
-        assert!(size(Encoding::Png, &png_header(48, 64)[..20]).is_err());
-        assert!(size(Encoding::Png, b"no picture at all").is_err());
+        assert_eq!(shape(Encoding::Png, &png_header(48, 64)), Ok([48, 64, 3]));
+        assert!(shape(Encoding::Png, &png_header(48, 64)[..25]).is_err());
+        assert!(shape(Encoding::Png, b"no picture at all").is_err());
     }
 
     #[test]
     fn jpeg_with_segments_before_the_frame() {
         let mut file = vec![0xff, 0xd8, 0xff, 0xe0, 0, 4, 1, 2, 0xff, 0xff, 0xc4, 0, 2];
         file.extend([0xff, 0xc2, 0, 11, 8, 0, 48, 0, 64, 1, 1, 0x11, 0]);
-        assert_eq!(size(Encoding::Jpeg, &file), Ok((48, 64)));
-        for length in 0..file.len() - 5 {
-            let _ = size(Encoding::Jpeg, &file[..length]); // no prefix may panic
+        assert_eq!(shape(Encoding::Jpeg, &file), Ok([48, 64, 1]));
+        for length in 0..file.len() - 3 {
+            assert!(shape(Encoding::Jpeg, &file[..length]).is_err());
         }
-        assert!(size(Encoding::Jpeg, &[0xff, 0xd8, 0xff, 0xda]).is_err());
+        assert!(shape(Encoding::Jpeg, &[0xff, 0xd8, 0xff, 0xda]).is_err());
+        assert!(shape(Encoding::Jpeg, &[0xff, 0xd8, 0xff, 0xe0, 0, 0, 0, 0]).is_err());
     }
 }

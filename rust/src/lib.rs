@@ -34,6 +34,10 @@
 //! | `half` | no | `half::f16` and `half::bf16` as tensor elements |
 //! | `ndarray` | no | `Tensor::from_array`, `Tensor::as_array`, `Observation::array` |
 
+// Nothing that comes from outside may bring the program down.
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+#![deny(unsafe_code)]
+
 mod blocking;
 mod endpoint;
 mod error;
@@ -71,4 +75,6 @@ pub use reply::{Counters, LinkState, Pong, Reason, Reply, Status, Timing};
 pub use tensor::{
     BF16Bits, DType, Element, Encoding, F16Bits, F8E4M3FnBits, F8E5M2Bits, Tensor, Tensors, MAX_DIMENSIONS,
 };
+#[cfg(feature = "tokio")]
+pub use tokio::{AsyncConnection, AsyncModel};
 pub use watchdog::{Action, Fallback, Source};

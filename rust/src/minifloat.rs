@@ -27,7 +27,7 @@ impl Format {
     }
 
     /// Exact: every value of these formats is an `f32`.
-    pub(crate) fn to_f32(&self, bits: u16) -> f32 {
+    pub(crate) fn decode(&self, bits: u16) -> f32 {
         let bits = u32::from(bits);
         let sign = if bits >> (self.exponent_bits + self.mantissa_bits) & 1 == 1 { -1.0 } else { 1.0 };
         let exponent = bits >> self.mantissa_bits & self.exponent_mask();
@@ -50,13 +50,17 @@ impl Format {
     }
 
     /// Rounds to nearest, ties to even; too large becomes infinity, or NaN where the format has none.
-    pub(crate) fn from_f32(&self, value: f32) -> u16 {
+    pub(crate) fn encode(&self, value: f32) -> u16 {
         let sign = u32::from(value.is_sign_negative()) << (self.exponent_bits + self.mantissa_bits);
         let top = self.exponent_mask() << self.mantissa_bits;
         let overflow = if self.has_infinity { top } else { top | self.mantissa_mask() };
         let magnitude = f64::from(value).abs();
         let bits = if value.is_nan() {
-            if self.has_infinity { top | 1 << (self.mantissa_bits - 1) } else { overflow }
+            if self.has_infinity {
+                top | 1 << (self.mantissa_bits - 1)
+            } else {
+                overflow
+            }
         } else if magnitude.is_infinite() {
             overflow
         } else if magnitude == 0.0 {
@@ -79,7 +83,11 @@ fn round_ties_even(value: f64) -> u32 {
     let floor = value.floor();
     let rest = value - floor;
     let low = floor as u32;
-    if rest > 0.5 || (rest == 0.5 && low % 2 == 1) { low + 1 } else { low }
+    if rest > 0.5 || (rest == 0.5 && low % 2 == 1) {
+        low + 1
+    } else {
+        low
+    }
 }
 
 #[cfg(test)]
@@ -89,17 +97,17 @@ mod tests {
     #[test]
     fn every_half_value_goes_there_and_back() {
         for bits in 0..=u16::MAX {
-            let ours = F16.to_f32(bits);
+            let ours = F16.decode(bits);
             let theirs = half::f16::from_bits(bits).to_f32();
             assert!(ours.to_bits() == theirs.to_bits() || ours.is_nan() && theirs.is_nan(), "{bits:#x}");
             if !ours.is_nan() {
-                assert_eq!(F16.from_f32(ours), bits);
+                assert_eq!(F16.encode(ours), bits);
             }
-            let ours = BF16.to_f32(bits);
+            let ours = BF16.decode(bits);
             let theirs = half::bf16::from_bits(bits).to_f32();
             assert!(ours.to_bits() == theirs.to_bits() || ours.is_nan() && theirs.is_nan(), "{bits:#x}");
             if !ours.is_nan() {
-                assert_eq!(BF16.from_f32(ours), bits);
+                assert_eq!(BF16.encode(ours), bits);
             }
         }
     }
@@ -108,33 +116,33 @@ mod tests {
     fn every_byte_float_goes_there_and_back() {
         for bits in 0..=255u16 {
             for format in [&F8_E4M3FN, &F8_E5M2] {
-                let value = format.to_f32(bits);
+                let value = format.decode(bits);
                 if !value.is_nan() {
-                    assert_eq!(format.from_f32(value), bits);
+                    assert_eq!(format.encode(value), bits);
                 }
             }
         }
-        assert_eq!(F8_E4M3FN.to_f32(0x7e), 448.0);
-        assert!(F8_E4M3FN.to_f32(0x7f).is_nan());
-        assert_eq!(F8_E5M2.to_f32(0x7b), 57344.0);
-        assert_eq!(F8_E5M2.to_f32(0x7c), f32::INFINITY);
+        assert_eq!(F8_E4M3FN.decode(0x7e), 448.0);
+        assert!(F8_E4M3FN.decode(0x7f).is_nan());
+        assert_eq!(F8_E5M2.decode(0x7b), 57344.0);
+        assert_eq!(F8_E5M2.decode(0x7c), f32::INFINITY);
     }
 
     #[test]
     fn too_large_is_infinity_or_nan() {
-        assert_eq!(F16.from_f32(1e6), 0x7c00);
-        assert_eq!(F16.from_f32(-1e6), 0xfc00);
-        assert_eq!(F8_E5M2.from_f32(1e6), 0x7c);
-        assert!(F8_E4M3FN.to_f32(F8_E4M3FN.from_f32(1e6)).is_nan());
-        assert!(F16.to_f32(F16.from_f32(f32::NAN)).is_nan());
+        assert_eq!(F16.encode(1e6), 0x7c00);
+        assert_eq!(F16.encode(-1e6), 0xfc00);
+        assert_eq!(F8_E5M2.encode(1e6), 0x7c);
+        assert!(F8_E4M3FN.decode(F8_E4M3FN.encode(1e6)).is_nan());
+        assert!(F16.decode(F16.encode(f32::NAN)).is_nan());
     }
 
     proptest::proptest! {
         #[test]
         fn rounds_like_half(value in proptest::num::f32::ANY) {
             if !value.is_nan() {
-                proptest::prop_assert_eq!(F16.from_f32(value), half::f16::from_f32(value).to_bits());
-                proptest::prop_assert_eq!(BF16.from_f32(value), half::bf16::from_f32(value).to_bits());
+                proptest::prop_assert_eq!(F16.encode(value), half::f16::from_f32(value).to_bits());
+                proptest::prop_assert_eq!(BF16.encode(value), half::bf16::from_f32(value).to_bits());
             }
         }
     }

@@ -66,7 +66,11 @@ pub(crate) fn check_name(name: &str) -> Result<(), String> {
 }
 
 fn check_duration(value: f32) -> Result<(), String> {
-    if value.is_finite() && value >= 0.0 { Ok(()) } else { Err(format!("is {value}; must be 0 or more ms")) }
+    if value.is_finite() && value >= 0.0 {
+        Ok(())
+    } else {
+        Err(format!("is {value}; must be 0 or more ms"))
+    }
 }
 
 impl Fields<'_> {
@@ -103,10 +107,7 @@ impl Fields<'_> {
             return Err(field("urgency")(format!("is {}; must be from 0 to 1", self.urgency)));
         }
         if self.priority > MAX_PRIORITY {
-            return Err(field("priority")(format!(
-                "is {}; must be from 0 (highest) to {MAX_PRIORITY}",
-                self.priority
-            )));
+            return Err(field("priority")(format!("is {}; must be from 0 (highest) to {MAX_PRIORITY}", self.priority)));
         }
         check_duration(self.latency_budget_ms).map_err(field("latency_budget_ms"))?;
         check_duration(self.step_ms).map_err(field("step_ms"))?;

@@ -190,8 +190,16 @@ mod tests {
         assert_eq!(endpoint("tcp://localhost:5555").unwrap(), "tcp://localhost:5555");
         assert_eq!(endpoint("10.0.0.1:5555").unwrap(), "tcp://10.0.0.1:5555");
         assert_eq!(endpoint("tcp://[::1]:5555").unwrap(), "tcp://[::1]:5555");
-        for wrong in ["", "localhost", "tcp://localhost", "localhost:", "localhost:0", "localhost:65536", ":5555", "tcp://*:5555"]
-        {
+        for wrong in [
+            "",
+            "localhost",
+            "tcp://localhost",
+            "localhost:",
+            "localhost:0",
+            "localhost:65536",
+            ":5555",
+            "tcp://*:5555",
+        ] {
             assert!(matches!(endpoint(wrong), Err(Error::InvalidAddress { .. })), "{wrong}");
         }
         for wrong in ["udp://localhost:5555", "a b:5555", "tcp://a;b:5555", "tcp://host:-1", "http://host:80/x"] {

@@ -162,7 +162,7 @@ impl Index<&str> for Reply {
     type Output = Tensor;
 
     fn index(&self, key: &str) -> &Tensor {
-        &self.tensors[key]
+        self.tensors.index(key)
     }
 }
 

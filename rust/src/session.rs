@@ -43,8 +43,22 @@ pub enum Taken<T> {
     Some(T),
     /// Nothing, and nothing to wait for.
     Nothing,
+    /// Nothing, and never again: the connection is closed.
+    Closed,
     /// Nothing yet.
     Wait,
+}
+
+impl<T> Taken<T> {
+    /// None while there is something to wait for.
+    pub(crate) fn into_finished(self) -> Option<Result<Option<T>, Error>> {
+        match self {
+            Taken::Some(value) => Some(Ok(Some(value))),
+            Taken::Nothing => Some(Ok(None)),
+            Taken::Closed => Some(Err(Error::Closed)),
+            Taken::Wait => None,
+        }
+    }
 }
 
 /// An observation that passed all checks.
@@ -408,7 +422,11 @@ impl Session {
     pub fn on_timer(&mut self, now: Instant) {
         let timeout = self.options.request_timeout;
         for model in &mut self.models {
-            while model.outstanding.front().is_some_and(|request| now.saturating_duration_since(request.sent) >= timeout) {
+            while model
+                .outstanding
+                .front()
+                .is_some_and(|request| now.saturating_duration_since(request.sent) >= timeout)
+            {
                 if let Some(request) = model.outstanding.pop_front() {
                     self.counters.timed_out += 1;
                     let error = format!("no reply within request_timeout_ms ({:.0})", milliseconds(timeout));
@@ -451,6 +469,7 @@ impl Session {
         let Some(model) = self.models.get_mut(key.0) else { return Taken::Nothing };
         match model.inbox.pop_front() {
             Some(reply) => Taken::Some(reply),
+            None if self.link == LinkState::Closed => Taken::Closed,
             None if model.outstanding.is_empty() => Taken::Nothing,
             None => Taken::Wait,
         }
@@ -480,7 +499,11 @@ impl Session {
                 return Taken::Nothing;
             }
         }
-        if model.outstanding.is_empty() { Taken::Nothing } else { Taken::Wait }
+        match self.link {
+            LinkState::Closed => Taken::Closed,
+            _ if model.outstanding.is_empty() => Taken::Nothing,
+            _ => Taken::Wait,
+        }
     }
 
     /// The timeout of a `get_result` has passed: everything of this model that is outstanding ends TIMED_OUT.
@@ -536,9 +559,11 @@ fn finish(
             let holds_off = options.hold_off && matches!(incoming.status, Status::Rejected | Status::Unavailable);
             if holds_off && incoming.retry_after_ms > 0.0 {
                 let wait = Duration::try_from_secs_f64(f64::from(incoming.retry_after_ms) / 1e3).ok();
-                model.hold_off = wait
-                    .and_then(|wait| now.checked_add(wait))
-                    .map(|until| HoldOff { until, status: incoming.status, reason: incoming.reason });
+                model.hold_off = wait.and_then(|wait| now.checked_add(wait)).map(|until| HoldOff {
+                    until,
+                    status: incoming.status,
+                    reason: incoming.reason,
+                });
             }
             Reply {
                 request_id: request.request_id,

@@ -10,7 +10,9 @@ use crate::image;
 use crate::minifloat;
 
 #[cfg(target_endian = "big")]
-compile_error!("inferential: the wire is little-endian and this crate views it in place; big-endian targets are not supported");
+compile_error!(
+    "inferential: the wire is little-endian and this crate views it in place; big-endian targets are not supported"
+);
 
 /// More dimensions than this make a tensor invalid.
 pub const MAX_DIMENSIONS: usize = 32;
@@ -213,12 +215,12 @@ macro_rules! bit_types {
         impl $name {
             /// The value; exact.
             pub fn to_f32(self) -> f32 {
-                minifloat::$format.to_f32(u16::from(self.0))
+                minifloat::$format.decode(u16::from(self.0))
             }
 
             /// The nearest value, ties to even.
             pub fn from_f32(value: f32) -> Self {
-                Self(minifloat::$format.from_f32(value) as $bits)
+                Self(minifloat::$format.encode(value) as $bits)
             }
         }
     )*};
@@ -231,28 +233,26 @@ bit_types! {
     F8E5M2Bits(u8) F8_E5M2 "An 8-bit float of 5 exponent and 2 mantissa bits, as its bits.";
 }
 
-/// Number of elements of a shape, or `None` where it does not fit into a `usize`. An empty shape is a scalar.
-fn element_count(shape: &[usize]) -> Option<usize> {
-    if shape.contains(&0) {
-        return Some(0);
-    }
-    shape.iter().try_fold(1usize, |product, &dimension| product.checked_mul(dimension))
-}
-
 /// Checks that bytes, type, shape and encoding fit together. The error names the wire's field.
 pub(crate) fn check(dtype: DType, shape: &[usize], encoding: Encoding, data: &[u8]) -> Result<(), String> {
     if shape.len() > MAX_DIMENSIONS {
         return Err(format!("shape has {} dimensions; at most {MAX_DIMENSIONS} are allowed", shape.len()));
     }
+    // Even a shape without elements must be one that every language can hold.
+    let dimensions = shape.iter().filter(|&&dimension| dimension != 0);
+    let held = dimensions.clone().try_fold(dtype.size() as i64, |product, &dimension| {
+        i64::try_from(dimension).ok().and_then(|dimension| product.checked_mul(dimension))
+    });
+    let Some(held) = held else {
+        return Err(format!("shape {shape:?} of {dtype} is 2^63 bytes or more"));
+    };
     if encoding == Encoding::Raw {
-        let expected = element_count(shape).and_then(|count| count.checked_mul(dtype.size()));
-        return match expected {
-            Some(expected) if expected == data.len() => Ok(()),
-            Some(expected) => {
-                Err(format!("shape {shape:?} of {dtype} needs {expected} bytes, byte_length is {}", data.len()))
-            }
-            None => Err(format!("shape {shape:?} of {dtype} needs more bytes than can be counted")),
-        };
+        let expected = if dimensions.count() < shape.len() { 0 } else { held };
+        if usize::try_from(expected) != Ok(data.len()) {
+            let length = data.len();
+            return Err(format!("shape {shape:?} of {dtype} needs {expected} bytes; byte_length is {length}"));
+        }
+        return Ok(());
     }
     if dtype != DType::UInt8 {
         return Err(format!("dtype is {dtype}; an encoded image must be uint8"));
@@ -269,9 +269,9 @@ pub(crate) fn check(dtype: DType, shape: &[usize], encoding: Encoding, data: &[u
     if data.is_empty() {
         return Err("byte_length of an encoded image must be above 0".to_owned());
     }
-    let (real_height, real_width) = image::size(encoding, data)?;
-    if (real_height, real_width) != (height, width) {
-        return Err(format!("shape says {height} x {width}, the image's own header {real_height} x {real_width}"));
+    let real = image::shape(encoding, data)?;
+    if real != shape {
+        return Err(format!("shape is {shape:?}, but the image itself is {real:?} (height, width, channels)"));
     }
     Ok(())
 }
@@ -351,7 +351,8 @@ impl Tensor {
     /// # Errors
     /// [`Error::InvalidTensor`] where type, shape and number of bytes do not fit together.
     pub fn from_bytes(dtype: DType, shape: &[usize], bytes: impl Into<Bytes>) -> Result<Tensor, Error> {
-        Tensor::new(dtype, shape.to_vec(), Encoding::Raw, bytes.into()).map_err(|reason| Error::InvalidTensor { reason })
+        Tensor::new(dtype, shape.to_vec(), Encoding::Raw, bytes.into())
+            .map_err(|reason| Error::InvalidTensor { reason })
     }
 
     /// A picture as the bytes of a JPEG or PNG file; `shape` is (height, width, channels) of the decoded picture.
@@ -406,7 +407,11 @@ impl Tensor {
 
     /// Number of elements (of the decoded picture, for an encoded image).
     pub fn len(&self) -> usize {
-        element_count(&self.shape).unwrap_or_default()
+        if self.shape.contains(&0) {
+            0
+        } else {
+            self.shape.iter().product()
+        }
     }
 
     /// Whether there are no elements.
@@ -498,7 +503,9 @@ impl Tensor {
     ///
     /// # Errors
     /// [`Error::InvalidTensor`] for more than 32 dimensions.
-    pub fn from_array<T: Element, D: ndarray::Dimension>(array: &ndarray::ArrayView<'_, T, D>) -> Result<Tensor, Error> {
+    pub fn from_array<T: Element, D: ndarray::Dimension>(
+        array: &ndarray::ArrayView<'_, T, D>,
+    ) -> Result<Tensor, Error> {
         Tensor::from_vec(array.iter().copied().collect(), array.shape())
     }
 

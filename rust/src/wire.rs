@@ -40,7 +40,9 @@ impl Frame<'_> {
     /// The frame's bytes, where they exist as a whole and are large enough that sending them from their own memory pays.
     pub fn shared(&self) -> Option<&Bytes> {
         match self.pieces.as_slice() {
-            [(0, Data::Shared(bytes))] if bytes.len() == self.length && bytes.len() >= LARGE_TENSOR_BYTES => Some(bytes),
+            [(0, Data::Shared(bytes))] if bytes.len() == self.length && bytes.len() >= LARGE_TENSOR_BYTES => {
+                Some(bytes)
+            }
             _ => None,
         }
     }
@@ -206,11 +208,7 @@ pub fn decode_reply(frames: &[Bytes]) -> Result<Incoming, String> {
         return Err("the first frame is not empty".to_owned());
     }
     let message = proto::ModelResponse::decode(envelope.as_ref()).map_err(|error| format!("envelope: {error}"))?;
-    let tensors = if payloads.is_empty() {
-        Err("there is no payload frame".to_owned())
-    } else {
-        decode_tensors(message.tensors, payloads)
-    };
+    let tensors = decode_tensors(message.tensors, payloads);
     Ok(Incoming {
         request_id: message.request_id,
         model_id: message.model_id,
@@ -235,7 +233,11 @@ pub fn decode_reply(frames: &[Bytes]) -> Result<Incoming, String> {
 
 /// A hint in ms; none (0) where it is no number or negative.
 fn hint(value: f32) -> f32 {
-    if value.is_finite() && value > 0.0 { value } else { 0.0 }
+    if value.is_finite() && value > 0.0 {
+        value
+    } else {
+        0.0
+    }
 }
 
 /// Checks every tensor, in the protocol's order, and takes its bytes out of the frames without a copy where they are aligned.
@@ -248,11 +250,8 @@ pub fn decode_tensors(tensors: Vec<proto::Tensor>, payloads: &[Bytes]) -> Result
     let few = tensors.len() <= 8;
     let mut decoded: Vec<(String, Tensor)> = Vec::with_capacity(tensors.len());
     for tensor in tensors {
-        let used = if few {
-            decoded.iter().any(|(key, _)| *key == tensor.key)
-        } else {
-            !keys.insert(tensor.key.clone())
-        };
+        let used =
+            if few { decoded.iter().any(|(key, _)| *key == tensor.key) } else { !keys.insert(tensor.key.clone()) };
         if used {
             return Err(format!("tensor {:?}: key is used twice", tensor.key));
         }
@@ -280,9 +279,10 @@ fn decode_tensor(tensor: &proto::Tensor, payloads: &[Bytes]) -> Result<Tensor, S
         .ok()
         .filter(|&offset| offset <= size)
         .ok_or_else(|| format!("byte_offset {} in a frame of {size} bytes", tensor.byte_offset))?;
-    let length = usize::try_from(tensor.byte_length).ok().filter(|&length| length <= size - offset).ok_or_else(|| {
-        format!("byte_length {} at byte_offset {offset} in a frame of {size} bytes", tensor.byte_length)
-    })?;
+    let length =
+        usize::try_from(tensor.byte_length).ok().filter(|&length| length <= size - offset).ok_or_else(|| {
+            format!("byte_length {} at byte_offset {offset} in a frame of {size} bytes", tensor.byte_length)
+        })?;
     if tensor.shape.len() > MAX_DIMENSIONS {
         return Err(format!("shape has {} dimensions; at most {MAX_DIMENSIONS} are allowed", tensor.shape.len()));
     }

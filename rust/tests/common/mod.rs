@@ -107,7 +107,7 @@ pub struct Answer {
 }
 
 enum Order {
-    Answer(Answer),
+    Answer(Box<Answer>),
     Stop,
 }
 
@@ -188,7 +188,7 @@ impl Server {
     }
 
     pub fn answer(&self, answer: Answer) {
-        self.order(Order::Answer(answer));
+        self.order(Order::Answer(Box::new(answer)));
     }
 
     fn order(&self, order: Order) {
