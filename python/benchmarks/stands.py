@@ -100,7 +100,7 @@ def cluster(replicas: int) -> None:
     def deploy(name: str, model: type, count: int, env: dict[str, str]) -> None:
         options = {"num_cpus": 0.1, "runtime_env": {"env_vars": env}}
         wrapped = serve.deployment(num_replicas=count, max_ongoing_requests=64, ray_actor_options=options)(model)
-        serve.run(wrapped.bind(), name=name)
+        serve.run(wrapped.bind(), name=name, route_prefix=None)
 
     deploy("default", Echo, 1, {})
     deploy("tuned", Echo, 1, TUNED_REPLICA)
@@ -156,7 +156,7 @@ def simulated_gpu(batch: bool) -> None:
     ]:
         options = {"num_cpus": 0.1}
         wrapped = serve.deployment(num_replicas=1, max_ongoing_requests=ongoing, ray_actor_options=options)(model)
-        serve.run(wrapped.bind(), name=name)
+        serve.run(wrapped.bind(), name=name, route_prefix=None)
     ready(address=ray.get_runtime_context().gcs_address)
     while True:
         time.sleep(3600)

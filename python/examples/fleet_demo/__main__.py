@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 import sys
 import time
@@ -33,10 +34,13 @@ LINE_EVERY_S = 2.0
 
 def deploy(kind: str) -> None:
     """Starts Ray inside this process, and the two models on it."""
-    ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    # Ray's workers inherit this process's environment; they import models.py from here.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+    ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="ERROR")
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
-    serve.run(Balancer.bind(kind), name="balance")
-    serve.run(Watcher.bind(kind), name="watch")
+    serve.run(Balancer.bind(kind), name="balance", route_prefix=None)
+    serve.run(Watcher.bind(kind), name="watch", route_prefix=None)
 
 
 def make_server() -> Server:
@@ -106,6 +110,8 @@ def sum_up(report: dict[str, Any], view: dict[str, dict[str, float]]) -> int:
             f"queue depth {view[name]['queue_depth']:.1f}, drops {view[name]['drops']:.0f}"
             + (f" ({late})" if late else "")
         )
+        for status, words in tally["words"].items():
+            print(f"  {status}: {words}")
     if report["vision_error_deg"] is not None:
         print(f"watch: measured the tilt to within {report['vision_error_deg']:.2f} deg (mean error)")
     failed = 0
@@ -143,8 +149,7 @@ def main() -> int:
     try:
         return asyncio.run(run(args))
     finally:
-        serve.shutdown()
-        ray.shutdown()
+        ray.shutdown()  # and Serve with it
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ CAMERA_HZ = 5.0
 PUSH_EVERY_S = 1.5
 PUSH_SPEED = 0.25  # m/s and rad/s, at most
 BLAMED_MS = 200.0  # a fall this soon after a missing or late reply is put down to it
+READY_S = 60.0  # how long the models may take until they answer in time
+READY_ANSWERS = 5  # in a row
 SETTLE_S = 3.0  # how long replies may still come after the last period
 
 
@@ -31,11 +33,27 @@ class Tally:
     asked: int = 0
     in_time: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
+    """Of the requests that were not answered in time: why."""
+    words: dict[str, str] = field(default_factory=dict)
+    """What came with each of these the first time."""
     round_trips_ms: deque[float] = field(default_factory=lambda: deque(maxlen=10_000))
+
+    def miss(self, model: AsyncModel, *, late: bool = False) -> None:
+        """The model's newest request was not answered in time."""
+        status = model.last_status
+        name = "LATE" if late else getattr(status, "name", str(status))
+        self.statuses[name] += 1
+        if not late:
+            self.words.setdefault(name, model.last_error)
 
     def report(self) -> dict[str, Any]:
         """As numbers."""
-        found: dict[str, Any] = {"asked": self.asked, "in_time": self.in_time, "statuses": dict(self.statuses)}
+        found: dict[str, Any] = {
+            "asked": self.asked,
+            "in_time": self.in_time,
+            "statuses": dict(self.statuses),
+            "words": self.words,
+        }
         if self.round_trips_ms:
             p50, p95, p99 = np.percentile(np.array(self.round_trips_ms), (50, 95, 99))
             found |= {"p50_ms": float(p50), "p95_ms": float(p95), "p99_ms": float(p99)}
@@ -90,6 +108,7 @@ class Member:
         self._watch: AsyncModel = self._connection.model("watch", latency_budget_ms=150.0, priority=5, latest_only=True)
         self._random = random.Random(index)
         self._robot.reset(seed=index)
+        self._robot.frame()  # the first one takes long
 
     async def balance(self) -> None:
         """One period after the other: observe, wait for the forces, step the world.
@@ -111,8 +130,7 @@ class Member:
                 tally.round_trips_ms.append(action.reply.round_trip_ms)
             if not in_time:
                 missed_at = time.monotonic()
-                status = action.status
-                tally.statuses["late" if action.source is Source.FRESH else getattr(status, "name", str(status))] += 1
+                tally.miss(self._balance, late=action.source is Source.FRESH)
             missed_periods = await rate.sleep()
 
             # Time does not wait: periods this process slept through are lived through now, on the plan.
@@ -149,7 +167,7 @@ class Member:
             await self._watch.observe(frame=frame)
             reply = await self._watch.get_result(timeout_ms=190.0)
             if reply is None:
-                tally.statuses[getattr(self._watch.last_status, "name", str(self._watch.last_status))] += 1
+                tally.miss(self._watch)
                 continue
             tally.in_time += reply.round_trip_ms <= 150.0
             tally.round_trips_ms.append(reply.round_trip_ms)
@@ -157,10 +175,23 @@ class Member:
             if np.isfinite(error):
                 self._fleet.vision_errors_rad.append(error)
 
-    async def models_ready(self) -> bool:
-        """Whether the server has replicas of both models."""
-        pong = await self._connection.ping(timeout_ms=1000)
-        return pong is not None and all(pong.models.get(model, False) for model in ("balance", "watch"))
+    async def get_ready(self) -> None:
+        """Returns once both models have answered in time. Until then the robot is held."""
+        deadline = time.monotonic() + READY_S
+        answered = 0
+        while answered < READY_ANSWERS:
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"robot {self._index} had no answers in time for {READY_S:.0f} s: "
+                    f"{self._balance.last_error or self._watch.last_error or 'too slow'}"
+                )
+            await self._balance.observe(state=self._robot.state(), force=np.zeros(1))
+            await self._watch.observe(frame=self._robot.frame())
+            action = await self._balance.act(timeout_ms=1000.0)
+            seen = await self._watch.get_result(timeout_ms=1000.0)
+            in_time = action.source is Source.FRESH and action.steps_late == 0 and seen is not None
+            answered = answered + 1 if in_time else 0
+            await asyncio.sleep(STEP_MS / 1e3)
 
     async def settle(self) -> None:
         """Waits until what was sent has ended, not beyond SETTLE_S."""
@@ -195,8 +226,7 @@ class Fleet:
 
     async def run(self, seconds: float) -> None:
         """Lives for `seconds`, then reports one last time."""
-        while not all([await member.models_ready() for member in self._members]):
-            await asyncio.sleep(0.2)
+        await asyncio.gather(*(member.get_ready() for member in self._members))
         started = time.monotonic()
         loops = [asyncio.ensure_future(loop()) for member in self._members for loop in (member.balance, member.watch)]
         try:
