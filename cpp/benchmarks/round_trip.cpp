@@ -1,0 +1,239 @@
+// Round trips of the SDK and of plain libzmq against one echo server, interleaved in one run, with the number of heap
+// allocations each costs in the client's process (ZMQ's threads included).
+//
+//     round_trip [--rounds N] [--json]
+//
+// The server is a process of its own. To plain libzmq it returns the one frame it got; to the SDK it answers as
+// an inference server does: it parses the envelope, echoes the request id and returns the tensors. It does so in the
+// same loop on the same socket.
+
+#include <sys/types.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <zmq.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cpp/src/frame.hpp"
+#include "inferential/client.hpp"
+#include "inferential/v1/inferential.pb.h"
+
+// ---- counting: every way to the heap leads through these (operator new calls malloc)
+
+namespace {
+std::atomic<std::uint64_t> allocations{0};
+}
+
+extern "C" {
+void* __libc_malloc(std::size_t size);
+void* __libc_calloc(std::size_t count, std::size_t size);
+void* __libc_realloc(void* block, std::size_t size);
+void* __libc_memalign(std::size_t alignment, std::size_t size);
+
+void* malloc(std::size_t size) {
+  allocations.fetch_add(1, std::memory_order_relaxed);
+  return __libc_malloc(size);
+}
+void* calloc(std::size_t count, std::size_t size) {
+  allocations.fetch_add(1, std::memory_order_relaxed);
+  return __libc_calloc(count, size);
+}
+void* realloc(void* block, std::size_t size) {
+  allocations.fetch_add(1, std::memory_order_relaxed);
+  return __libc_realloc(block, size);
+}
+void* aligned_alloc(std::size_t alignment, std::size_t size) {
+  allocations.fetch_add(1, std::memory_order_relaxed);
+  return __libc_memalign(alignment, size);
+}
+}
+
+namespace {
+
+using inferential::Frame;
+namespace v1 = inferential::v1;
+
+void require(bool condition, const char* what) {
+  if (!condition) throw std::runtime_error(std::string(what) + ": " + zmq_strerror(zmq_errno()));
+}
+
+// ---- the server
+
+[[noreturn]] void serve(int port_pipe) {
+  void* context = zmq_ctx_new();
+  void* socket = zmq_socket(context, ZMQ_ROUTER);
+  require(zmq_bind(socket, "tcp://127.0.0.1:*") == 0, "bind");
+  char endpoint[256];
+  std::size_t size = sizeof endpoint;
+  zmq_getsockopt(socket, ZMQ_LAST_ENDPOINT, endpoint, &size);
+  require(write(port_pipe, endpoint, size) == static_cast<ssize_t>(size), "write");
+
+  v1::Observation observation;
+  v1::ModelResponse response;
+  std::vector<Frame> frames;
+  for (;;) {
+    frames.clear();
+    do {
+      frames.emplace_back();
+      require(zmq_msg_recv(frames.back().handle(), socket, 0) >= 0, "receive");
+    } while (frames.back().more());
+
+    if (frames.size() >= 4) {  // routing id, delimiter, envelope, payload...
+      observation.ParseFromArray(frames[2].data(), static_cast<int>(frames[2].size()));
+      response.set_request_id(observation.request_id());
+      response.set_protocol_version(2);
+      response.mutable_model_id()->swap(*observation.mutable_model_id());
+      response.mutable_tensors()->Swap(observation.mutable_tensors());
+      frames[2] = Frame(response.ByteSizeLong());
+      response.SerializeWithCachedSizesToArray(reinterpret_cast<std::uint8_t*>(frames[2].data()));
+    }
+    for (std::size_t i = 0; i < frames.size(); ++i) {
+      require(zmq_msg_send(frames[i].handle(), socket, i + 1 < frames.size() ? ZMQ_SNDMORE : 0) >= 0, "send");
+    }
+  }
+}
+
+// ---- the clients
+
+class Raw {
+ public:
+  Raw(const std::string& endpoint, std::size_t bytes)
+      : payload_(bytes, 'x'), context_(zmq_ctx_new()), socket_(zmq_socket(context_, ZMQ_DEALER)) {
+    require(zmq_connect(socket_, endpoint.c_str()) == 0, "connect");
+  }
+  ~Raw() {
+    zmq_close(socket_);
+    zmq_ctx_term(context_);
+  }
+  void round_trip() {
+    require(zmq_send(socket_, payload_.data(), payload_.size(), 0) >= 0, "send");
+    zmq_msg_t message;
+    zmq_msg_init(&message);
+    require(zmq_msg_recv(&message, socket_, 0) == static_cast<int>(payload_.size()), "receive");
+    zmq_msg_close(&message);
+  }
+
+ private:
+  std::string payload_;
+  void* context_;
+  void* socket_;
+};
+
+class Sdk {
+ public:
+  Sdk(const std::string& endpoint, std::size_t bytes)
+      : values_(bytes / sizeof(float), 1.0f),
+        connection_(endpoint, "bench", ""),
+        model_(connection_.model("echo", 1000.0f, 1)) {}
+  void round_trip() {
+    const auto count = static_cast<std::int64_t>(values_.size());
+    model_.observe().tensor("state", values_.data(), values_.size(), {count}).send();
+    const auto result = model_.get_result(10000);
+    require(result && (*result)["state"].as<float>().size() == values_.size(), "get_result");
+  }
+
+ private:
+  std::vector<float> values_;
+  inferential::Connection connection_;
+  inferential::Model model_;
+};
+
+struct Measured {
+  std::vector<double> us;
+  double allocations = 0;
+
+  double percentile(double part) const { return us[static_cast<std::size_t>(part * static_cast<double>(us.size() - 1))]; }
+};
+
+template <class Client>
+void measure(Client& client, int rounds, Measured& into) {
+  const auto before = allocations.load();
+  for (int i = 0; i < rounds; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    client.round_trip();
+    into.us.push_back(std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count());
+  }
+  into.allocations += static_cast<double>(allocations.load() - before);
+}
+
+void compare(const std::string& endpoint, std::size_t bytes, int rounds, bool json) {
+  Raw raw(endpoint, bytes);
+  Sdk sdk(endpoint, bytes);
+  constexpr int block = 100;
+  Measured warm_up, of_raw, of_sdk;
+  measure(raw, 5 * block, warm_up);
+  measure(sdk, 5 * block, warm_up);
+  of_raw.us.reserve(static_cast<std::size_t>(rounds) + block);
+  of_sdk.us.reserve(static_cast<std::size_t>(rounds) + block);
+  for (int done = 0; done < rounds; done += block) {  // by turns, so that a noisy moment meets both
+    measure(raw, block, of_raw);
+    measure(sdk, block, of_sdk);
+  }
+  for (auto* measured : {&of_raw, &of_sdk}) {
+    measured->allocations /= static_cast<double>(measured->us.size());
+    std::sort(measured->us.begin(), measured->us.end());
+  }
+  const double ratio = of_sdk.percentile(0.5) / of_raw.percentile(0.5);
+  if (json) {
+    std::printf(
+        "{\"bytes\": %zu, \"round_trips\": %zu, \"raw_p50_us\": %.1f, \"raw_p99_us\": %.1f, \"raw_allocations\": %.2f, "
+        "\"sdk_p50_us\": %.1f, \"sdk_p99_us\": %.1f, \"sdk_allocations\": %.2f, \"p50_ratio\": %.3f}\n",
+        bytes, of_raw.us.size(), of_raw.percentile(0.5), of_raw.percentile(0.99), of_raw.allocations,
+        of_sdk.percentile(0.5), of_sdk.percentile(0.99), of_sdk.allocations, ratio);
+  } else {
+    std::printf("| %7zu | %6.1f / %6.1f | %6.1f / %6.1f | %5.2f | %5.2f | %5.2f |\n", bytes, of_raw.percentile(0.5),
+                of_raw.percentile(0.99), of_sdk.percentile(0.5), of_sdk.percentile(0.99), ratio, of_raw.allocations,
+                of_sdk.allocations);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  int rounds = 20000;
+  bool json = false;
+  for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "--json") == 0) {
+      json = true;
+    } else if (std::strcmp(argv[i], "--rounds") == 0 && i + 1 < argc) {
+      rounds = std::atoi(argv[++i]);
+    } else {
+      std::fprintf(stderr, "usage: %s [--rounds N] [--json]\n", argv[0]);
+      return 2;
+    }
+  }
+
+  int port_pipe[2];
+  require(pipe(port_pipe) == 0, "pipe");
+  const pid_t server = fork();
+  require(server >= 0, "fork");
+  if (server == 0) serve(port_pipe[1]);
+  char endpoint[256] = {};
+  require(read(port_pipe[0], endpoint, sizeof endpoint - 1) > 0, "read");
+
+  int exit_code = 0;
+  try {
+    if (!json) {
+      std::printf("|   bytes | raw us p50/p99  | SDK us p50/p99  | p50 x | raw allocations | SDK allocations |\n");
+      std::printf("|---------|-----------------|-----------------|-------|-------|-------|\n");
+    }
+    compare(endpoint, 28, rounds, json);
+    compare(endpoint, 150528, rounds / 4, json);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    exit_code = 1;
+  }
+  kill(server, SIGTERM);
+  waitpid(server, nullptr, 0);
+  return exit_code;
+}
