@@ -878,7 +878,12 @@ class Engine:
         else:
             limit = model.batch_size_of(replica)
             if limit > 1 and service.known:
-                limit = batch_limit(fixed, item, model.tight_budget.value, limit)
+                # A better level is to find its next batch in time even when both run long.
+                first = order.first(contended)
+                levels = contended and first is not None and order.rivals(first) < depth
+                spare = (service.tail_s if levels else service.margin_s) + self._deadline_margin_s
+                spare += service.overhead_s + _STAGE_AHEAD_S
+                limit = batch_limit(runs, item, model.tight_budget.value - spare, limit)
             if limit > 1 or model.most > 1:
                 batch = _Batch(model, min(limit, depth), limit, fixed, item, start)
                 hold = self._scheduler.hold_until(batch, now)
@@ -950,7 +955,7 @@ class Engine:
                 break
             if judge:
                 size = fits(request.expiry, start, fixed, item, limit)
-                need = min(wanted, len(requests) + len(model.queue))
+                need = min(wanted, len(requests) + order.rivals(request))
                 if size < need or size < 1:
                     self._refuse(model, request, start + fixed + item * max(1, need), now)
                     continue

@@ -168,8 +168,8 @@ class _ReplicaClock:
         return begin + runs + there, runs
 
 
-def _arrivals(fleet: Fleet, clients: int, seed: str, until: float) -> Iterator[tuple[float, int]]:
-    """(time, client) in order of time."""
+def _arrivals(fleet: Fleet, index: int, clients: int, seed: str, until: float) -> Iterator[tuple[float, int, int]]:
+    """(time, index of the fleet, client) in order of time."""
     rng = random.Random(seed)
     period = 1.0 / fleet.hz
     jitter = fleet.jitter_ms / 1e3
@@ -186,7 +186,7 @@ def _arrivals(fleet: Fleet, clients: int, seed: str, until: float) -> Iterator[t
         at, client, grid = heap[0]
         if at >= until:
             return
-        yield at, client
+        yield at, index, client
         if fleet.arrivals == "poisson":
             grid = at + rng.expovariate(fleet.hz)
             heapq.heapreplace(heap, (grid, client, grid))
@@ -227,8 +227,7 @@ class _Simulation:
         for index, fleet in enumerate(scenario.fleets):
             clients = max(1, round(fleet.clients * self._load)) if fleet.scales else fleet.clients
             self._tallies[index].by_client = [0] * clients
-            stream = _arrivals(fleet, clients, f"{scenario.seed}/{index}", scenario.duration_s)
-            streams.append((at, index, client) for at, client in stream)
+            streams.append(_arrivals(fleet, index, clients, f"{scenario.seed}/{index}", scenario.duration_s))
         numbers: dict[tuple[int, int], int] = {}
         arrivals = heapq.merge(*streams) if len(streams) > 1 else streams[0]
         receive_s = self._loop.receive_ms / 1e3

@@ -22,6 +22,9 @@ class Order(Protocol):
     def first(self, contended: bool) -> Request | None:
         """The one that goes next; it stays. `contended`: not everything that waits can be in time."""
 
+    def rivals(self, request: Request) -> int:
+        """How many wait that are as important as this one or more, itself included: only for them may it be given up."""
+
     def discard(self, request: Request, served: bool) -> None:
         """A request that was pushed waits no more (`queued` is already False); `served`: because it went to a model."""
 

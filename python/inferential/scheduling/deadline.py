@@ -78,6 +78,11 @@ class DeadlineOrder:
         entry = (level.by_share if contended else level.by_key).top()
         return None if entry is None else entry[2]
 
+    def rivals(self, request: Request) -> int:
+        """See Order."""
+        number = request.observation.priority
+        return sum(level.count for level in self._active if level.number <= number)
+
     def _earliest_level(self) -> _Level:
         keys: list[float] = []
         for level in self._active:

@@ -59,6 +59,10 @@ class RoundRobinOrder:
                     continue
             return request
 
+    def rivals(self, request: Request) -> int:  # noqa: ARG002
+        """See Order."""
+        return sum(turn.count for turn in self._turns.values())
+
     def discard(self, request: Request, served: bool) -> None:
         """See Order."""
         client = request.observation.client_id

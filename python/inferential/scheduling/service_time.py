@@ -9,7 +9,8 @@ _DECAY = 0.97  # weight of what was known, per call: some thirty calls are remem
 _RESIDUALS = 64
 _SLOPE_INERTIA = 1.0
 _OVERHEAD_ALPHA = 0.1
-_MARGIN_QUANTILE = 0.98
+_MARGIN_QUANTILE = 0.9
+_TAIL_QUANTILE = 0.99
 
 
 class ServiceTime:
@@ -40,7 +41,9 @@ class ServiceTime:
         self.overhead_s = 0.0
         """What a call costs on top when its replica was idle: the way there and back that a staged call hides."""
         self.margin_s = 0.0
-        """98 % of the recent calls ended at most this much after the line's word."""
+        """90 % of the recent calls ended at most this much after the line's word."""
+        self.tail_s = 0.0
+        """99 % did."""
         self.samples = 0
         self._w = self._n = self._nn = self._y = self._ny = 0.0
         self._recent: deque[float] = deque()
@@ -108,4 +111,6 @@ class ServiceTime:
             del ordered[bisect_left(ordered, recent.popleft())]
         recent.append(value)
         insort(ordered, value)
-        self.margin_s = max(0.0, ordered[min(len(ordered) - 1, int(_MARGIN_QUANTILE * len(ordered)))])
+        last = len(ordered) - 1
+        self.margin_s = max(0.0, ordered[min(last, int(_MARGIN_QUANTILE * len(ordered)))])
+        self.tail_s = max(0.0, ordered[min(last, int(_TAIL_QUANTILE * len(ordered)))])
