@@ -33,6 +33,7 @@ class ServiceTime:
         "margin_s",
         "overhead_s",
         "samples",
+        "tail_s",
     )
 
     def __init__(self, call_s: float = 0.0, item_s: float = 0.0) -> None:
