@@ -72,6 +72,7 @@ class ClientSocket:
     def __init__(self, options: Options) -> None:
         self._zero_copy = options.zero_copy
         self._refusal_logged = False
+        self._link_news = False
         self._linger_ms = options.linger_ms
         context = _shared.acquire()
         dealer = context.socket(zmq.DEALER)
@@ -105,11 +106,16 @@ class ClientSocket:
 
     def poll(self, timeout_ms: int) -> bool:
         """Whether anything has arrived, a message or a link event; waits for it up to `timeout_ms`."""
-        return bool(zmq_poll(self._poll_set, timeout_ms))
+        ready = zmq_poll(self._poll_set, timeout_ms)
+        self._link_news = bool(ready) and ready[-1][0] is self._monitor
+        return bool(ready)
 
     def link_events(self) -> list[bool]:
-        """What the link did since the last call: True for up, False for down, in order."""
+        """What the link did until the last poll(): True for up, False for down, in order."""
         found: list[bool] = []
+        if not self._link_news:
+            return found
+        self._link_news = False
         with contextlib.suppress(zmq.Again):
             while True:
                 event = int.from_bytes(self._monitor.recv_multipart(_NOBLOCK)[0][:2], "little")

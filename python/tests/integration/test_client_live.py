@@ -535,6 +535,8 @@ def test_closing_with_the_server_gone_takes_under_a_second(run: Run, server: Raw
 
 
 def test_a_closed_connection(run: Run, server: RawServer) -> None:
+    server.answer = silent
+
     async def scenario(connect: Connect) -> None:
         conn = connect(server.address)
         model = conn.model("policy")
