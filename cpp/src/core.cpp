@@ -201,6 +201,7 @@ void Core::return_draft(std::unique_ptr<Draft> draft) noexcept {
 
 void Core::pump(Time now) {
   if (closed_) return;
+  transport_.look();
   link_events_.clear();
   while (const auto event = transport_.next_link_event()) link_events_.push_back(*event);
   while (auto received = transport_.receive(*pool_)) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #if defined(__linux__)
 #include <poll.h>
@@ -112,10 +113,18 @@ bool Transport::open(const std::string& endpoint, const ConnectionOptions& optio
   zmq_setsockopt(monitor_, ZMQ_LINGER, &unlimited, sizeof unlimited);
   if (zmq_connect(monitor_, monitor_endpoint) != 0) return fail("cannot monitor the socket");
   if (zmq_connect(socket_, endpoint.c_str()) != 0) return fail("cannot connect to " + quoted(endpoint));
+#if defined(__linux__)
+  std::size_t size = sizeof socket_fd_;
+  return (zmq_getsockopt(socket_, ZMQ_FD, &socket_fd_, &size) == 0 &&
+          zmq_getsockopt(monitor_, ZMQ_FD, &monitor_fd_, &size) == 0) ||
+         fail("cannot get the sockets' descriptors");
+#else
   return true;
+#endif
 }
 
 bool Transport::send(Frame& envelope, std::vector<Frame>& payload) noexcept {
+  socket_ready_ = true;  // a send may take note of arrivals that the descriptor tells of no more
   // The queue is counted in messages, so only the first frame can find it full.
   Frame delimiter;
   const auto send_frame = [&](Frame& frame, bool more) {
@@ -129,10 +138,14 @@ bool Transport::send(Frame& envelope, std::vector<Frame>& payload) noexcept {
 }
 
 std::optional<Transport::Received> Transport::receive(MessagePool& pool) {
+  if (!socket_ready_) return std::nullopt;
   Frame frame;
-  // Ends in EAGAIN, for which ZMQ looks at its commands without its usual throttle: a send that follows
-  // sees the link as it is.
-  if (zmq_msg_recv(frame.handle(), socket_, ZMQ_DONTWAIT) < 0) return std::nullopt;
+  if (zmq_msg_recv(frame.handle(), socket_, ZMQ_DONTWAIT) < 0) {
+    // ZMQ has seen to all its commands by then, without its usual throttle: a send that follows finds the
+    // link as it is, and the descriptor tells of whatever comes later.
+    socket_ready_ = zmq_errno() != EAGAIN;
+    return std::nullopt;
+  }
 
   // The rest of a message is there with its first frame.
   Received received{pool.acquire(), frame.size() == 0 && frame.more()};
@@ -153,8 +166,12 @@ std::optional<Transport::Received> Transport::receive(MessagePool& pool) {
 }
 
 std::optional<Transport::LinkEvent> Transport::next_link_event() noexcept {
+  if (!monitor_ready_) return std::nullopt;
   Frame event;
-  if (zmq_msg_recv(event.handle(), monitor_, ZMQ_DONTWAIT) < 0) return std::nullopt;
+  if (zmq_msg_recv(event.handle(), monitor_, ZMQ_DONTWAIT) < 0) {
+    monitor_ready_ = zmq_errno() != EAGAIN;
+    return std::nullopt;
+  }
   std::uint16_t number = 0;
   if (event.size() >= sizeof number) std::memcpy(&number, event.data(), sizeof number);
   if (event.more()) {
@@ -164,31 +181,31 @@ std::optional<Transport::LinkEvent> Transport::next_link_event() noexcept {
   return number == ZMQ_EVENT_HANDSHAKE_SUCCEEDED ? LinkEvent::Up : LinkEvent::Down;
 }
 
+void Transport::look() noexcept {
+  if (!std::exchange(just_looked_, false)) poll(Time{0});
+}
+
 void Transport::wait(Time duration) noexcept {
-  duration = std::max(duration, Time{0});
+  // What a send has seen of the socket's commands its descriptor no longer tells.
+  if (socket_ready_ || monitor_ready_) return;
+  poll(std::max(duration, Time{0}));
+  just_looked_ = true;
+}
+
+void Transport::poll(Time timeout) noexcept {
 #if defined(__linux__)
-  // zmq_poll counts in whole milliseconds, which is much in a control loop. The descriptors are edge-triggered:
-  // only after a look at the events do they tell of every later one.
-  const auto ready = [](void* socket) {
-    int events = 0;
-    std::size_t size = sizeof events;
-    return zmq_getsockopt(socket, ZMQ_EVENTS, &events, &size) != 0 || (events & ZMQ_POLLIN) != 0;
-  };
-  if (ready(socket_) || ready(monitor_)) return;
-  pollfd descriptors[2] = {};
-  void* const sockets[2] = {socket_, monitor_};
-  for (int i = 0; i < 2; ++i) {
-    std::size_t size = sizeof descriptors[i].fd;
-    zmq_getsockopt(sockets[i], ZMQ_FD, &descriptors[i].fd, &size);
-    descriptors[i].events = POLLIN;
-  }
-  timespec timeout{};
-  timeout.tv_sec = static_cast<time_t>(duration.count() / 1'000'000'000);
-  timeout.tv_nsec = static_cast<long>(duration.count() % 1'000'000'000);
-  ppoll(descriptors, 2, &timeout, nullptr);
+  // Not zmq_poll, which counts in whole milliseconds: much in a control loop.
+  pollfd descriptors[2] = {{socket_fd_, POLLIN, 0}, {monitor_fd_, POLLIN, 0}};
+  timespec limit{};
+  limit.tv_sec = static_cast<time_t>(timeout.count() / 1'000'000'000);
+  limit.tv_nsec = static_cast<long>(timeout.count() % 1'000'000'000);
+  if (ppoll(descriptors, 2, &limit, nullptr) <= 0) return;
+  socket_ready_ = socket_ready_ || descriptors[0].revents != 0;
+  monitor_ready_ = monitor_ready_ || descriptors[1].revents != 0;
 #else
   zmq_pollitem_t items[2] = {{socket_, 0, ZMQ_POLLIN, 0}, {monitor_, 0, ZMQ_POLLIN, 0}};
-  zmq_poll(items, 2, static_cast<long>((duration.count() + 999'999) / 1'000'000));
+  zmq_poll(items, 2, static_cast<long>((timeout.count() + 999'999) / 1'000'000));
+  socket_ready_ = monitor_ready_ = true;
 #endif
 }
 

@@ -25,6 +25,10 @@ class Transport {
   /// All frames or none: false where the queue is full or there is no peer. Takes the frames' contents.
   bool send(Frame& envelope, std::vector<Frame>& payload) noexcept;
 
+  /// Looks whether anything has arrived; without it receive() and next_link_event() find nothing new. Then call
+  /// these two until they are empty.
+  void look() noexcept;
+
   struct Received {
     detail::MessageRef message;
     bool framed;  // the frames are those of a reply
@@ -35,7 +39,8 @@ class Transport {
   enum class LinkEvent { Up, Down };
   std::optional<LinkEvent> next_link_event() noexcept;
 
-  /// Until a message or link event has arrived, or the time has passed; may return early.
+  /// look(), waiting for something to arrive at most so long; may return early. Call it when receive() and
+  /// next_link_event() are empty.
   void wait(Time duration) noexcept;
 
   /// At most linger_ms.
@@ -44,10 +49,18 @@ class Transport {
  private:
   bool open(const std::string& endpoint, const ConnectionOptions& options);
   bool fail(const std::string& what);
+  void poll(Time timeout) noexcept;
 
   void* context_ = nullptr;
   void* socket_ = nullptr;
   void* monitor_ = nullptr;
+  int socket_fd_ = -1;
+  int monitor_fd_ = -1;
+  // Whether there may be something to receive. ZMQ's descriptors are edge-triggered: one that is not readable after the
+  // socket was found empty says that nothing has come since, at the price of one system call for both.
+  bool socket_ready_ = true;
+  bool monitor_ready_ = true;
+  bool just_looked_ = false;  // in wait()
   std::string error_;
 };
 
