@@ -62,7 +62,7 @@ def servable(cls: C) -> C:
 class _Servable:
     """Attaches an instance to the servers when it is made by a Serve replica; anywhere else it does nothing."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> Any:
+    def __init__(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[misc] # Serve awaits what it gives
         made: Any = super().__init__(*args, **kwargs)
         if _replica_context() is None:
             return made  # noqa: PLE0101 (Serve awaits what a coroutine __init__ gives)
@@ -157,9 +157,8 @@ def _max_ongoing_requests() -> int:
 
 def _drain_timeout_s() -> float:
     # Serve counts from before its own wait for requests through handles; what is left of it is ours.
-    return max(
-        0.5, _setting("graceful_shutdown_timeout_s", 20.0) - _setting("graceful_shutdown_wait_loop_s", 2.0) - 1.0
-    )
+    left_s: float = _setting("graceful_shutdown_timeout_s", 20.0) - _setting("graceful_shutdown_wait_loop_s", 2.0) - 1.0
+    return max(0.5, left_s)
 
 
 def _is_the_model(instance: Any) -> bool:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import numpy as np
 import pytest
+import zmq
 
-from inferential.scheduling.request import CallResult, ItemError
+from inferential.backends import cluster, link
+from inferential.backends.link import Endpoint, pb
+from inferential.scheduling.request import CallError, CallResult, ItemError
 
 from .ray_driver import decode, driving
 
@@ -83,3 +87,198 @@ def test_servable_models(ray_session: None) -> None:
     finally:
         serve.delete("direct-sync")
         serve.delete("direct-async")
+
+
+def test_batches(ray_session: None) -> None:
+    """One call of infer_batch for several requests; a bad item, and one that does not stack, fail alone."""
+    from ray import serve
+
+    from inferential.serving import servable
+
+    @serve.deployment(ray_actor_options=SMALL, max_ongoing_requests=1)
+    @servable
+    class Batched:
+        max_batch_size = 8
+
+        def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+            return {"y": obs["x"] + 1, "size": np.int32(1)}
+
+        def infer_batch(self, batch: list[dict[str, Any]]) -> list[Any]:
+            assert all(not o["x"].flags.writeable and not o["x"].flags.owndata for o in batch)  # views of the frames
+            stacked = np.stack([o["x"] for o in batch]) + 1
+            results: list[Any] = [{"y": y, "size": np.int32(len(batch))} for y in stacked]
+            return [ValueError("negative") if o["x"].min() < 0 else r for o, r in zip(batch, results, strict=True)]
+
+    serve.run(Batched.bind(), name="direct-batch", route_prefix=None)
+
+    async def main() -> None:
+        async with driving(["direct-batch"]) as driver:
+            (replica,) = await driver.replica("direct-batch", "direct")
+            assert (replica.slots, replica.max_batch_size) == (1, 8)
+
+            async def call(*values: Any) -> list[Any]:
+                requests = [driver.request("direct-batch", x=v) for v in values]
+                result = await driver.outcome(driver.start_call(replica, requests))
+                assert isinstance(result, CallResult), result
+                return [i if isinstance(i, ItemError) else decode(i) for i in result.items]
+
+            got = await call(*(np.full(3, i, np.float32) for i in range(8)))
+            assert [float(g["y"][0]) for g in got] == list(range(1, 9))
+            assert {int(g["size"]) for g in got} == {8}
+
+            got = await call(np.ones(3), np.full(3, -1.0), np.zeros(3))
+            assert [type(g) for g in got] == [dict, ItemError, dict]
+            assert got[1] == ItemError("ValueError: negative")
+
+            got = await call(np.ones(3), np.ones(4), np.zeros(3))
+            assert [g["y"].shape for g in got] == [(3,), (4,), (3,)]
+            assert [int(g["size"]) for g in got] == [2, 1, 2]
+
+    try:
+        asyncio.run(main())
+    finally:
+        serve.delete("direct-batch")
+
+
+def test_long_inference_that_holds_the_gil(ray_session: None) -> None:
+    """Heartbeats go on, nothing is taken for dead, and the calls behind it are answered."""
+    from ray import serve
+
+    from inferential.serving import servable
+
+    @serve.deployment(ray_actor_options=SMALL, max_ongoing_requests=2)
+    @servable
+    class Stubborn:
+        def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+            import ctypes
+
+            if float(obs["ms"]):
+                ctypes.PyDLL(None).usleep(int(float(obs["ms"]) * 1e3))  # PyDLL keeps the GIL
+            return {"y": obs["ms"]}
+
+    serve.run(Stubborn.bind(), name="direct-gil", route_prefix=None)
+
+    async def main() -> None:
+        async with driving(["direct-gil"]) as driver:
+            assert driver.backend._config.dispatch.health_timeout_ms == 1000
+            (replica,) = await driver.replica("direct-gil", "direct")
+            slow = driver.start_call(replica, [driver.request("direct-gil", ms=2500.0)])
+            quick = driver.start_call(replica, [driver.request("direct-gil", ms=0.0)])
+            for call in (slow, quick):
+                assert isinstance(await driver.outcome(call), CallResult)
+            assert not driver.reasons
+            assert driver.of("direct-gil") == [replica]
+
+    try:
+        asyncio.run(main())
+    finally:
+        serve.delete("direct-gil")
+
+
+def test_no_more_at_a_time_than_allowed_and_nothing_too_late(ray_session: None) -> None:
+    """max_ongoing_requests holds whatever servers send; work that is cancelled or past its deadline never reaches the model."""
+    from ray import serve
+
+    from inferential.serving import servable
+
+    @serve.deployment(ray_actor_options=SMALL, max_ongoing_requests=2)
+    @servable
+    class Counting:
+        def __init__(self) -> None:
+            self.running = self.most = self.ran = 0
+
+        def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+            self.running += 1
+            self.most = max(self.most, self.running)
+            time.sleep(0.3)
+            self.running -= 1
+            self.ran += 1
+            return {"most": np.int32(self.most), "ran": np.int32(self.ran)}
+
+    serve.run(Counting.bind(), name="direct-count", route_prefix=None)
+
+    async def main() -> None:
+        async with driving(["direct-count"]) as driver:
+            (replica,) = await driver.replica("direct-count", "direct")
+            calls = [driver.start_call(replica, [driver.request("direct-count", x=1.0)]) for _ in range(6)]
+            late = driver.start_call(replica, [driver.request("direct-count", x=1.0, deadline_s=0.2)])
+            cancelled = driver.start_call(replica, [driver.request("direct-count", x=1.0)])
+            driver.backend.abandon(cancelled)
+            results = [await driver.outcome(c) for c in (*calls, late, cancelled)]
+            assert all(isinstance(r, CallResult) for r in results)
+            items = [r.items[0] for r in results if isinstance(r, CallResult)]
+            assert isinstance(items[6], ItemError)
+            assert "deadline passed" in items[6].message
+            assert isinstance(items[7], ItemError)
+            assert "cancelled" in items[7].message
+            got = await driver.infer("direct-count", x=1.0)
+            assert (int(got["most"]), int(got["ran"])) == (2, 7)
+
+    try:
+        asyncio.run(main())
+    finally:
+        serve.delete("direct-count")
+
+
+def test_only_who_knows_the_secret_attaches(ray_session: None) -> None:
+    async def main() -> None:
+        async with driving(["nobody"]) as driver:
+            direct = driver.backend._direct
+            assert direct is not None
+            key = link.SERVERS + direct.server
+            data = await driver.until(lambda: cluster.get(key))
+            endpoint = Endpoint.from_json(data)
+            assert endpoint.local.startswith("tcp://127.0.0.1:")
+            assert endpoint.remote == ""  # one node: nothing is bound but loopback
+
+            async def attach(secret: str, version: int = link.VERSION, model: str = "nobody") -> str:
+                with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+                    socket.linger = 0
+                    socket.connect(endpoint.local)
+
+                    async def ask(message: Any) -> Any:
+                        socket.send(message.SerializeToString())
+                        assert await asyncio.to_thread(socket.poll, 10_000)
+                        return pb.ToReplica.FromString(socket.recv())
+
+                    # Before it is attached, nothing else is listened to.
+                    socket.send(pb.ToServer(result=pb.Result(id=1)).SerializeToString())
+                    socket.send(b"\xff not protobuf")
+                    mine = link.nonce()
+                    hello = pb.Hello(version=version, replica="r", model=model, credits=1, nonce=mine)
+                    answer = await ask(pb.ToServer(hello=hello))
+                    if answer.WhichOneof("kind") == "refused":
+                        return str(answer.refused.reason)
+                    theirs = answer.challenge.nonce
+                    assert link.same(answer.challenge.proof, link.proof(endpoint.secret, "server", mine, theirs))
+                    proof = link.proof(secret, "replica", theirs, mine, "r", model)
+                    answer = await ask(pb.ToServer(proof=pb.Proof(proof=proof)))
+                    kind = answer.WhichOneof("kind")
+                    if kind == "welcome":
+                        await driver.replica("nobody", "direct")
+                    return str(kind)
+
+            assert await attach("00" * 32) == "refused"
+            assert not driver.of("nobody")
+            assert "version" in await attach(endpoint.secret, version=99)
+            assert "does not serve" in await attach(endpoint.secret, model="other")
+            assert await attach(endpoint.secret) == "welcome"
+            await driver.until(lambda: not driver.of("nobody"))  # its socket is closed
+        assert cluster.get(key) is None
+
+    asyncio.run(main())
+
+
+def test_call_to_a_replica_that_is_gone(ray_session: None) -> None:
+    """A call to a replica that is gone fails at once and may be tried elsewhere."""
+
+    async def main() -> None:
+        async with driving(["nobody"]) as driver:
+            from inferential.scheduling.request import Replica
+
+            gone = Replica("gone", "nobody", 1, 1, "direct")
+            outcome = await driver.outcome(driver.start_call(gone, [driver.request("nobody", x=1.0)]))
+            assert isinstance(outcome, CallError)
+            assert outcome.retryable
+
+    asyncio.run(main())
