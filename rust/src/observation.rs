@@ -34,28 +34,57 @@ impl Data<'_> {
 /// One tensor to send.
 #[derive(Debug, Clone)]
 pub struct Part<'a> {
-    pub(crate) key: Cow<'a, str>,
-    pub(crate) dtype: DType,
-    pub(crate) shape: Vec<usize>,
-    pub(crate) encoding: Encoding,
-    pub(crate) timestamp_ns: u64,
-    pub(crate) data: Data<'a>,
+    /// Its name.
+    pub key: Cow<'a, str>,
+    /// Type of its elements.
+    pub dtype: DType,
+    /// Length of each dimension.
+    pub shape: Vec<usize>,
+    /// How its bytes are written.
+    pub encoding: Encoding,
+    /// When it was measured; 0 is not known.
+    pub timestamp_ns: u64,
+    /// Its bytes.
+    pub data: Data<'a>,
+}
+
+impl Part<'_> {
+    /// A tensor, sharing its bytes.
+    pub fn of<'k>(key: impl Into<Cow<'k, str>>, tensor: &Tensor) -> Part<'k> {
+        Part {
+            key: key.into(),
+            dtype: tensor.dtype(),
+            shape: tensor.shape().to_vec(),
+            encoding: tensor.encoding(),
+            timestamp_ns: tensor.timestamp_ns(),
+            data: Data::Shared(tensor.bytes().clone()),
+        }
+    }
 }
 
 /// What an observation says, apart from ids and times.
 #[derive(Debug, Clone, Default)]
 pub struct Fields<'a> {
-    pub(crate) urgency: f32,
-    pub(crate) priority: u32,
-    pub(crate) latency_budget_ms: f32,
-    pub(crate) step_ms: f32,
-    pub(crate) steps_remaining: Option<u32>,
-    pub(crate) latest_only: bool,
-    pub(crate) slot: Cow<'a, str>,
-    pub(crate) metadata: Vec<(Cow<'a, str>, Cow<'a, str>)>,
-    pub(crate) tensors: Vec<Part<'a>>,
+    /// 0 to 1.
+    pub urgency: f32,
+    /// 0 is the highest.
+    pub priority: u32,
+    /// 0 leaves it to the server.
+    pub latency_budget_ms: f32,
+    /// 0 leaves it to the server.
+    pub step_ms: f32,
+    /// Actions the client still has.
+    pub steps_remaining: Option<u32>,
+    /// Whether a newer one may take its place.
+    pub latest_only: bool,
+    /// Which body behind the connection.
+    pub slot: Cow<'a, str>,
+    /// Strings for the model.
+    pub metadata: Vec<(Cow<'a, str>, Cow<'a, str>)>,
+    /// Arrays for the model.
+    pub tensors: Vec<Part<'a>>,
     /// The first error met while putting it together (field, reason); told when it is sent.
-    pub(crate) problem: Option<(String, String)>,
+    pub problem: Option<(String, String)>,
 }
 
 pub(crate) fn check_name(name: &str) -> Result<(), String> {
@@ -202,14 +231,7 @@ impl<'a, M> Observation<'a, M> {
 
     /// A tensor, shared without a copy.
     pub fn tensor(mut self, key: impl Into<Cow<'a, str>>, tensor: Tensor) -> Self {
-        self.fields.tensors.push(Part {
-            key: key.into(),
-            dtype: tensor.dtype(),
-            shape: tensor.shape().to_vec(),
-            encoding: tensor.encoding(),
-            timestamp_ns: tensor.timestamp_ns(),
-            data: Data::Shared(tensor.bytes().clone()),
-        });
+        self.fields.tensors.push(Part::of(key, &tensor));
         self
     }
 

@@ -637,3 +637,6 @@ fn pong(incoming: &Incoming, round_trip: Duration) -> Option<Pong> {
         round_trip_ms: milliseconds(round_trip),
     })
 }
+
+#[cfg(test)]
+mod tests;

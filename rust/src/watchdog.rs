@@ -205,3 +205,136 @@ impl Watchdog {
         Action { tensors, source, age_ms, steps_late, reply: None, status: None, error: String::new() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::reply::Reason;
+    use crate::tensor::{F16Bits, F8E4M3FnBits, Tensor};
+
+    fn ms(number: u64) -> Duration {
+        Duration::from_millis(number)
+    }
+
+    /// An answer sent at `start` and arrived 10 ms later.
+    fn answer(start: Instant, tensors: Tensors) -> Reply {
+        Reply {
+            request_id: 1,
+            model_id: "policy".to_owned(),
+            slot: String::new(),
+            status: Status::Ok,
+            reason: Reason::None,
+            error: String::new(),
+            local: false,
+            tensors,
+            metadata: HashMap::new(),
+            retry_after_ms: 0.0,
+            phase_shift_ms: 0.0,
+            timing: None,
+            response_id: String::new(),
+            timestamp_ns: 0,
+            observation_timestamp_ns: 0,
+            step_ms: 20.0,
+            sent: start,
+            arrived: start + ms(10),
+        }
+    }
+
+    fn actions(values: &[f32]) -> Tensors {
+        let tensor = Tensor::from_slice(values, &[values.len()]).unwrap();
+        [("actions".to_owned(), tensor)].into_iter().collect()
+    }
+
+    fn values(action: &Action) -> Vec<f32> {
+        action.tensors["actions"].to_vec().unwrap()
+    }
+
+    /// A watchdog that has seen [2, -4], and when that was sent.
+    fn fed(fallback: Fallback) -> (Watchdog, Instant) {
+        let start = Instant::now();
+        let watchdog = Watchdog::new(fallback);
+        let action = watchdog.decide(Ok(Some(answer(start, actions(&[2.0, -4.0])))), None, start + ms(50));
+        assert_eq!((action.source, action.age_ms, action.steps_late), (Source::Fresh, 50.0, 2));
+        assert_eq!((action.status, values(&action)), (Some(Status::Ok), vec![2.0, -4.0]));
+        assert_eq!(action.reply.unwrap().request_id, 1);
+        (watchdog, start)
+    }
+
+    fn without(watchdog: &Watchdog, now: Instant) -> Action {
+        watchdog.decide(Ok(None), Some((Status::Expired, "late".to_owned())), now)
+    }
+
+    #[test]
+    fn hold_until_its_time_is_over() {
+        let (watchdog, start) = fed(Fallback::hold(100.0));
+        let held = without(&watchdog, start + ms(110)); // 100 ms after it arrived
+        assert_eq!((held.source, held.age_ms, held.steps_late), (Source::Hold, 110.0, 5));
+        assert_eq!(values(&held), [2.0, -4.0]);
+        assert_eq!((held.status, held.error.as_str()), (Some(Status::Expired), "late"));
+        let over = without(&watchdog, start + ms(111));
+        assert_eq!((over.source, values(&over), over.age_ms), (Source::Zero, vec![0.0, 0.0], 111.0));
+    }
+
+    #[test]
+    fn decay_halves_floats_and_holds_the_rest() {
+        let start = Instant::now();
+        let watchdog = Watchdog::new(Fallback::decay(50.0));
+        let mut tensors = actions(&[8.0, -4.0]);
+        tensors.insert("gripper", Tensor::from_slice(&[7i32], &[1]).unwrap());
+        tensors.insert("double", Tensor::from_slice(&[8.0f64], &[]).unwrap());
+        tensors.insert("half", Tensor::from_slice(&[F16Bits::from_f32(8.0)], &[1]).unwrap());
+        tensors.insert("eighth", Tensor::from_slice(&[F8E4M3FnBits::from_f32(8.0)], &[1]).unwrap());
+        watchdog.decide(Ok(Some(answer(start, tensors))), None, start + ms(10));
+        let action = without(&watchdog, start + ms(110)); // two half-lives after it arrived
+        assert_eq!((action.source, values(&action)), (Source::Decay, vec![2.0, -1.0]));
+        assert_eq!(action.tensors["gripper"].as_slice::<i32>().unwrap(), [7]);
+        assert_eq!(action.tensors["double"].as_slice::<f64>().unwrap(), [2.0]);
+        assert_eq!(action.tensors["half"].as_slice::<F16Bits>().unwrap()[0].to_f32(), 2.0);
+        assert_eq!(action.tensors["eighth"].as_slice::<F8E4M3FnBits>().unwrap()[0].to_f32(), 2.0);
+        assert_eq!(action.tensors["double"].shape(), [0usize; 0]);
+    }
+
+    #[test]
+    fn zero_has_the_shape_of_the_last_answer_or_of_the_template() {
+        let template = actions(&[1.0, 1.0, 1.0]);
+        let watchdog = Watchdog::new(Fallback::zero().template(template.clone()));
+        let before = without(&watchdog, Instant::now());
+        assert_eq!((before.source, values(&before), before.age_ms), (Source::Zero, vec![0.0; 3], 0.0));
+        let (watchdog, start) = fed(Fallback::zero().template(template));
+        let after = without(&watchdog, start + ms(60));
+        assert_eq!((after.source, values(&after), after.age_ms), (Source::Zero, vec![0.0; 2], 60.0));
+    }
+
+    #[test]
+    fn without_answer_and_template_there_is_nothing() {
+        for fallback in [Fallback::zero(), Fallback::hold(100.0), Fallback::decay(100.0)] {
+            let action = without(&Watchdog::new(fallback), Instant::now());
+            assert_eq!((action.source, action.tensors.len(), action.age_ms), (Source::None, 0, 0.0));
+        }
+        let held = Watchdog::new(Fallback::hold(1e9).template(actions(&[1.0])));
+        assert_eq!(without(&held, Instant::now()).source, Source::Zero);
+    }
+
+    #[test]
+    fn callback_is_given_the_last_answer_and_its_age() {
+        let callback = |last: Option<&Reply>, age: Duration| {
+            actions(&[last.map_or(-1.0, |reply| reply.request_id as f32), age.as_millis() as f32])
+        };
+        let before = without(&Watchdog::new(Fallback::callback(callback)), Instant::now());
+        assert_eq!((before.source, values(&before)), (Source::Callback, vec![-1.0, 0.0]));
+        let (watchdog, start) = fed(Fallback::callback(callback));
+        let after = without(&watchdog, start + ms(70));
+        assert_eq!((values(&after), after.age_ms, after.steps_late), (vec![1.0, 70.0], 0.0, 0));
+    }
+
+    #[test]
+    fn errors_fall_back_too() {
+        let (watchdog, start) = fed(Fallback::hold(1000.0));
+        let action = watchdog.decide(Err(Error::Closed), None, start + ms(60));
+        assert_eq!((action.source, action.error), (Source::Hold, Error::Closed.to_string()));
+        let idle = watchdog.decide(Ok(None), Some((Status::Ok, String::new())), start + ms(60));
+        assert_eq!((idle.status, idle.error.as_str()), (None, "nothing was outstanding"));
+    }
+}
