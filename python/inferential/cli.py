@@ -1,9 +1,10 @@
-"""The command `inferential`: serve, check-config, ping."""
+"""The command `inferential`: serve, check-config, ping, replay, explain."""
 
 from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 import logging
 import os
 import sys
@@ -132,6 +133,66 @@ else:
         typer.echo(f"{answered} of {count} answered, by inferential {result.server} (protocol {result.protocol})")
         for name, ready in sorted(result.models.items()):
             typer.echo(f"  {name}: {'ready' if ready else 'not ready'}")
+
+    @app.command()
+    def replay(
+        file: Annotated[Path, typer.Argument(help="An MCAP file that serve --record wrote.")],
+    ) -> None:
+        """Make a recording's decisions again and compare. Exit code 1 where they differ."""
+        from inferential.replay import replay as replay_recording
+
+        result = replay_recording(file)
+        for line in result.differences:
+            typer.echo(line)
+        typer.echo(f"{result.inputs} inputs, {result.decisions} decisions, {result.different} different")
+        if not result.same:
+            raise typer.Exit(1)
+
+    @app.command()
+    def explain(
+        client_id: Annotated[str, typer.Argument(help="The client's id.")],
+        request_id: Annotated[int, typer.Argument(help="The request's id.")],
+        server: Annotated[str, typer.Option(help="Address of the server.")] = "tcp://127.0.0.1:5555",
+        timeout_ms: Annotated[float, typer.Option(min=1, help="How long to wait for the answer.")] = 2000.0,
+    ) -> None:
+        """Tell why a recent request waited, was batched, refused or superseded. Exit code 1 where it is not known."""
+        decisions = _ask_why(server, client_id, request_id, timeout_ms)
+        if not decisions:
+            typer.echo(f"request {request_id} of client {client_id!r} is not known to {server} (any more)")
+            raise typer.Exit(1)
+        start = decisions[0]["at"]
+        for decision in decisions:
+            at, what = decision.pop("at"), decision.pop("decision")
+            details = ", ".join(
+                f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}"
+                for name, value in decision.items()
+                if value not in ("", None)
+            )
+            typer.echo(f"+{(at - start) * 1e3:9.3f} ms  {what}: {details}")
+
+    def _ask_why(server: str, client_id: str, request_id: int, timeout_ms: float) -> list[dict[str, Any]]:
+        import zmq
+
+        from inferential import wire
+        from inferential.types import Kind, Observation
+
+        question = Observation(
+            f"explain-{os.getpid()}",
+            "cli",
+            "",
+            request_id=1,
+            kind=Kind.PING,
+            metadata={"explain": f"{request_id} {client_id}"},
+        )
+        with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+            socket.set(zmq.LINGER, 0)
+            socket.connect(server if "://" in server else f"tcp://{server}")
+            socket.send_multipart([b"", wire.encode_observation(question), b""])
+            if not socket.poll(int(timeout_ms)):
+                raise InferentialError(f"no answer from {server} in {timeout_ms:g} ms")
+            frames = socket.recv_multipart()
+        found: list[dict[str, Any]] = json.loads(wire.parse_response(frames[1], frames[2:]).metadata["explain"])
+        return found
 
     def _log(level: str) -> None:
         if level not in ("debug", "info", "warning", "error"):

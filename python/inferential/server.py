@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import logging
 import os
 import signal
@@ -427,6 +428,11 @@ class Server:
         for name in self._models:
             ready = self._state == "running" and self._engine.ready(name)
             metadata[f"model:{name}"] = "ready" if ready else "not ready"
+        asked = observation.metadata.get("explain")
+        if asked is not None:
+            request_id, _, client_id = asked.partition(" ")
+            known = self._engine.explain(client_id, int(request_id)) if request_id.isdecimal() else []
+            metadata["explain"] = json.dumps(known)
         self._transport.send(
             peer,
             wire.encode_response(
