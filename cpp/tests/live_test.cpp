@@ -138,7 +138,7 @@ void expect_round_trip(Router& server, Model& model, const std::vector<T>& value
   const auto read = result->get<T>("x");
   ASSERT_TRUE(read) << read.error().message;
   ASSERT_EQ(read->size(), values.size());
-  EXPECT_EQ(std::memcmp(read->data(), values.data(), values.size() * sizeof(T)), 0);
+  EXPECT_TRUE(values.empty() || std::memcmp(read->data(), values.data(), values.size() * sizeof(T)) == 0);
 }
 
 TEST_F(Live, EveryDtypeRoundTripsBitExactly) {
