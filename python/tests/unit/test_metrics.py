@@ -40,7 +40,7 @@ def test_with_no_points_the_count_says_so() -> None:
 
 
 def test_wrong_names_are_told() -> None:
-    with pytest.raises(ValueError, match="no metric 'e2e'; there are .*e2e_latency_ms"):
+    with pytest.raises(ValueError, match=r"no metric 'e2e'; there are .*e2e_latency_ms"):
         MetricsCollector().get_stats("e2e")
     with pytest.raises(ValueError, match="no label 'robot'"):
         MetricsCollector().get_stats("queue_depth", labels={"robot": "x"})
