@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use inferential::observation::{Fields, Part};
 use inferential::{proto, wire, Tensors};
 use prost::Message as _;
 
@@ -183,6 +184,46 @@ fn malformed_replies() {
             }
         }
     }
+}
+
+/// Every valid observation's tensors, encoded by this crate, are read again to the same values and bytes.
+#[test]
+fn observations_encoded_anew() {
+    for vector in vectors().iter().filter(|vector| vector.valid && vector.message == "Observation") {
+        let name = &vector.name;
+        let message = proto::Observation::decode(vector.envelope.clone()).unwrap();
+        let tensors = wire::decode_tensors(message.tensors.clone(), &vector.payloads).unwrap();
+        let fields = Fields {
+            urgency: message.urgency,
+            priority: message.priority,
+            latency_budget_ms: message.latency_budget_ms,
+            step_ms: message.step_ms,
+            steps_remaining: message.steps_remaining,
+            latest_only: message.latest_only,
+            slot: message.slot.as_str().into(),
+            metadata: message.metadata.iter().map(|(key, value)| (key.into(), value.into())).collect(),
+            tensors: tensors.iter().map(|(key, tensor)| Part::of(key, tensor)).collect(),
+            problem: None,
+        };
+        for several in [false, true] {
+            let client = message.client.clone().unwrap_or_default();
+            let mut encoder = wire::Encoder::new(&client.id, &client.r#type);
+            let encoded =
+                encoder.observe(message.request_id, message.timestamp_ns, &message.model_id, &fields, several);
+            let payloads: Vec<Bytes> = encoded.frames.iter().map(payload).collect();
+            let mut again = proto::Observation::decode(encoded.envelope.as_slice()).unwrap();
+            assert_eq!(wire::decode_tensors(again.tensors.clone(), &payloads).unwrap(), tensors, "{name}");
+            again.tensors = message.tensors.clone(); // where they lie is each encoder's own
+            again.kind = message.kind;
+            assert_eq!(again, message, "{name}");
+        }
+    }
+}
+
+fn payload(frame: &wire::Frame<'_>) -> Bytes {
+    let mut bytes = vec![0; frame.length];
+    frame.write(&mut bytes);
+    bytes.into()
 }
 
 /// This crate sends observations and does not read them; what it shares with a server is the check of tensors.
