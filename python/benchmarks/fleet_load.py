@@ -1,0 +1,232 @@
+"""A fleet in one process: `clients` real ZMQ clients, each observing at `hz` whatever comes back (open loop), evenly spread in phase.
+
+An answer counts as in time when it is OK and read within the budget of the moment the observation was *due*, so that a generator that falls
+behind cannot hide it. Prints one line of JSON. The model must send back the tensor `seq`: 1.4.0 has no request ids.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import zmq
+
+from inferential._proto.inferential.v1 import inferential_pb2 as pb
+
+
+class Ledger:
+    """What became of each request. Only what was due after the warm-up counts."""
+
+    def __init__(self, clients: int, budget_s: float, counts_from: float) -> None:
+        self.asked = [0] * clients
+        self.in_time = [0] * clients
+        self.asked_high = self.in_time_high = 0
+        self.statuses: Counter[str] = Counter()
+        self.latencies_ms: list[float] = []
+        self._budget_s = budget_s
+        self._counts_from = counts_from
+        self._due: dict[tuple[int, int], tuple[float, bool]] = {}
+
+    def ask(self, client: int, seq: int, due: float, high: bool) -> None:
+        """A request goes out."""
+        self._due[client, seq] = (due, high)
+        if due >= self._counts_from:
+            self.asked[client] += 1
+            self.asked_high += high
+
+    def answer(self, client: int, seq: int, status: str, now: float) -> None:
+        """Its first answer came; later ones are counted as surplus."""
+        found = self._due.pop((client, seq), None)
+        if found is None:
+            self.statuses["surplus"] += 1
+            return
+        due, high = found
+        if due < self._counts_from:
+            return
+        self.statuses[status] += 1
+        if status == "OK":
+            self.latencies_ms.append((now - due) * 1e3)
+            if now - due <= self._budget_s:
+                self.in_time[client] += 1
+                self.in_time_high += high
+
+    @property
+    def outstanding(self) -> int:
+        """Requests without an answer."""
+        return len(self._due)
+
+    def report(self, seconds: float) -> dict[str, Any]:
+        asked, in_time = sum(self.asked), sum(self.in_time)
+        shares = np.array([i / a for i, a in zip(self.in_time, self.asked, strict=True) if a])
+        squares = float((shares**2).sum())
+        unanswered = sum(due >= self._counts_from for due, _ in self._due.values())
+        found = {
+            "requests": asked,
+            "in_time_share": in_time / max(asked, 1),
+            "goodput_per_second": in_time / seconds,
+            "unanswered": unanswered,
+            "jain_index": float(shares.sum()) ** 2 / (len(shares) * squares) if squares else 0.0,
+            **{f"status_{name}": count for name, count in self.statuses.items()},
+        }
+        if self.asked_high:
+            found["in_time_share_high"] = self.in_time_high / self.asked_high
+            low = asked - self.asked_high
+            found["in_time_share_low"] = (in_time - self.in_time_high) / max(low, 1)
+        if self.latencies_ms:
+            found |= {f"p{q}_ms": float(np.percentile(self.latencies_ms, q)) for q in (50, 95, 99)}
+        return found
+
+
+class Schedule:
+    """When each client observes: a fixed grid per client, with a random phase."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        chance = random.Random(args.seed)
+        self.period_s = 1 / args.hz
+        phases = sorted(chance.random() * self.period_s for _ in range(args.clients))
+        self.start = time.perf_counter() + 0.5
+        self.counts_from = self.start + args.warm_up
+        self.ends = self.counts_from + args.seconds
+        self._phases = phases
+        self.turn = 0
+
+    def next(self) -> tuple[int, int, float]:
+        """Client, sequence number (1 was the first answer) and due time of the next observation."""
+        cycle, client = divmod(self.turn, len(self._phases))
+        return client, cycle + 2, self.start + cycle * self.period_s + self._phases[client]
+
+
+def over_zmq(args: argparse.Namespace) -> dict[str, Any]:
+    """Against a server, in the protocol's version 1 or 2."""
+    context = zmq.Context.instance()
+    poller = zmq.Poller()
+    x = np.arange(7, dtype=np.float32)
+    high_clients = round(args.clients * args.high_share)
+    dealers, bases = [], []
+    for i in range(args.clients):
+        dealer = context.socket(zmq.DEALER)
+        dealer.setsockopt(zmq.LINGER, 0)
+        if args.protocol == 1:
+            dealer.setsockopt(zmq.IDENTITY, f"robot-{i}".encode())
+        dealer.connect(args.endpoint)
+        poller.register(dealer, zmq.POLLIN)
+        dealers.append(dealer)
+        message = pb.Observation(model_id=args.model, priority=0 if i < high_clients else 1)
+        message.client.id, message.client.type = f"robot-{i}", "bench"
+        message.tensors.add(key="x", dtype=pb.DTYPE_FLOAT32, shape=[7], byte_length=28)
+        message.tensors.add(key="seq", dtype=pb.DTYPE_INT64, shape=[1], byte_offset=32, byte_length=8)
+        if args.protocol == 2:
+            message.latency_budget_ms = args.budget_ms
+            message.latest_only = args.latest_only
+        bases.append(message.SerializeToString())
+    index = {dealer: i for i, dealer in enumerate(dealers)}
+
+    def send(client: int, seq: int) -> None:
+        more = pb.Observation(timestamp_ns=time.time_ns(), request_id=seq if args.protocol == 2 else 0)
+        # Fields of two serialised messages, one after the other, are one message.
+        envelope = bases[client] + more.SerializeToString()
+        payload = x.tobytes() + b"\0\0\0\0" + seq.to_bytes(8, "little")
+        dealers[client].send_multipart([b"", envelope, payload], flags=zmq.DONTWAIT)
+
+    # One answer for each client before the start: connections are up, the model is there.
+    for client in range(args.clients):
+        send(client, 1)
+        if not dealers[client].poll(60_000):
+            raise TimeoutError(f"client {client} got no first answer")
+        dealers[client].recv_multipart()
+    schedule = Schedule(args)
+    ledger = Ledger(args.clients, args.budget_ms / 1e3, schedule.counts_from)
+    client, seq, due = schedule.next()
+    linger_until = schedule.ends + 3.0
+    worst_lag_s = 0.0
+    while True:
+        now = time.perf_counter()
+        while due <= now and due < schedule.ends:
+            worst_lag_s = max(worst_lag_s, now - due)
+            ledger.ask(client, seq, due, high=client < high_clients)
+            send(client, seq)
+            schedule.turn += 1
+            client, seq, due = schedule.next()
+            now = time.perf_counter()
+        if due >= schedule.ends and (not ledger.outstanding or now > linger_until):
+            break
+        wait_until = due if due < schedule.ends else linger_until
+        for dealer, _ in poller.poll(max(0.0, (wait_until - time.perf_counter()) * 1e3)):
+            while True:
+                try:
+                    frames = dealer.recv_multipart(flags=zmq.DONTWAIT)
+                except zmq.Again:
+                    break
+                now = time.perf_counter()
+                reply = pb.ModelResponse.FromString(frames[1])
+                if args.protocol == 2:
+                    ledger.answer(index[dealer], reply.request_id, pb.Status.Name(reply.status)[len("STATUS_") :], now)
+                    continue
+                place = next(t.byte_offset for t in reply.tensors if t.key == "seq")
+                ledger.answer(index[dealer], int.from_bytes(frames[2][place : place + 8], "little"), "OK", now)
+    return ledger.report(args.seconds) | {"generator_worst_lag_ms": worst_lag_s * 1e3}
+
+
+async def over_handle(args: argparse.Namespace) -> dict[str, Any]:
+    """Against a Serve handle in this process: no server, no network of its own."""
+    import ray
+    from ray import serve
+
+    ray.init(address=args.address, logging_level="ERROR", log_to_driver=False)
+    call = serve.get_app_handle(args.model).options(method_name="infer")
+    x = np.arange(7, dtype=np.float32)
+    await call.remote({"x": x, "seq": np.array([0])})
+    schedule = Schedule(args)
+    ledger = Ledger(args.clients, args.budget_ms / 1e3, schedule.counts_from)
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def ask(client: int, seq: int) -> None:
+        try:
+            await call.remote({"x": x, "seq": np.array([seq])})
+            status = "OK"
+        except Exception as error:
+            status = type(error).__name__
+        ledger.answer(client, seq, status, time.perf_counter())
+
+    while True:
+        client, seq, due = schedule.next()
+        if due >= schedule.ends:
+            break
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        ledger.ask(client, seq, due, high=False)
+        task = asyncio.create_task(ask(client, seq))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        schedule.turn += 1
+    if tasks:
+        await asyncio.wait(tasks, timeout=3.0)
+    return ledger.report(args.seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--endpoint")
+    parser.add_argument("--address", help="of a cluster: use the Serve handle")
+    parser.add_argument("--protocol", type=int, choices=[1, 2], default=2)
+    parser.add_argument("--model", default="gpu")
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--hz", type=float, default=10.0)
+    parser.add_argument("--budget-ms", type=float, default=50.0)
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--warm-up", type=float, default=3.0, help="seconds before measuring begins")
+    parser.add_argument("--high-share", type=float, default=0.0, help="share of the clients at priority 0")
+    parser.add_argument("--latest-only", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    result = asyncio.run(over_handle(args)) if args.address else over_zmq(args)
+    print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()
