@@ -44,7 +44,9 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Sent:
-    """What became of an observe: `status` None = on its way, else the number of NOT_SENT, REJECTED or UNAVAILABLE."""
+    """What became of an observe: `status` None = a reply will end it, NOT_SENT's number = told here and nowhere else.
+
+    Of a request that was not sent an SDK need not tell the id."""
 
     request_id: int
     status: int | None = None

@@ -27,6 +27,8 @@ KINDS = {
     "rust-sync": "adapters.native:RustSync",
     "rust-async": "adapters.native:RustAsync",
 }
+# Where build.sh puts the binding modules.
+MODULES = Path(os.environ.get("INFERENTIAL_CACHE", Path.home() / ".cache" / "inferential")) / "conformance-modules"
 START_S = 60.0
 MARGIN_S = 30.0  # beyond what a call itself may take; the machine may be busy
 
@@ -47,6 +49,7 @@ class Worker:
                 [sys.executable, "-m", "adapters.worker", kind, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 cwd=Path(__file__).parents[1],
+                env={**os.environ, "PYTHONPATH": str(MODULES)},
                 stdout=log,
                 stderr=log,
             )

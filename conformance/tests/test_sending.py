@@ -147,7 +147,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "metadata with a tensor's key": ({"tensors": {"x": f32(1)}, "metadata": {"x": "y"}}, "x"),
     "tensor without a key": ({"tensors": {"": f32(1)}}, ""),
     "257 tensors": ({"tensors": {f"t{i}": f32(1) for i in range(257)}}, "257"),
-    "33 dimensions": ({"tensors": {"x": Tensor("UINT8", (1,) * 33, b"a")}}, "x"),
+    "33 dimensions": ({"tensors": {"x": Tensor("UINT8", (1,) * 33, b"a")}}, "dimensions"),
 }
 
 

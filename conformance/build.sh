@@ -1,0 +1,22 @@
+#!/bin/bash
+# Builds what the conformance suite tests: the C++ and Rust SDKs as Python modules. Quick when nothing has changed.
+# Prints the folder that must be on PYTHONPATH. Everything is kept outside the tree, under INFERENTIAL_CACHE.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+cache=${INFERENTIAL_CACHE:-$HOME/.cache/inferential}
+python=${PYTHON:-$cache/venv/bin/python}
+modules=$cache/conformance-modules
+jobs=${JOBS:-2}
+mkdir -p "$modules"
+
+cmake -S "$here/bindings/cpp" -B "$cache/conformance-cpp" -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" \
+  -DPython_EXECUTABLE="$python" -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$modules" >&2
+cmake --build "$cache/conformance-cpp" --target inferential_cpp --parallel "$jobs" >&2
+
+wheels=$cache/conformance-wheels
+export CARGO_TARGET_DIR=$cache/cargo-target CARGO_BUILD_JOBS=$jobs
+# Not --release: the dependencies are then those that `cargo test` has built, and arithmetic is checked for overflow.
+(cd "$here/bindings/rust" && "$python" -m maturin build --interpreter "$python" --out "$wheels") >&2
+"$python" -c 'import sys, zipfile; zipfile.ZipFile(sys.argv[1]).extractall(sys.argv[2])' \
+  "$(ls -t "$wheels"/*.whl | head -1)" "$modules" >&2
+echo "$modules"
