@@ -141,8 +141,8 @@ class Application:
     replicas: int
     """Running replicas of the ingress deployment."""
     max_ongoing_requests: int
-    scaled_to_zero: bool
-    """No replica because there is no load: a call through the handle starts one."""
+    may_be_zero: bool
+    """It is scaled down to no replica at all where there is no load: then a call through the handle starts one."""
 
 
 def applications(names: Iterable[str]) -> dict[str, Application]:
@@ -172,7 +172,7 @@ def applications(names: Iterable[str]) -> dict[str, Application]:
             deployed_at=float(app.get("last_deployed_time_s") or 0.0),
             replicas=running,
             max_ongoing_requests=int(settings.get("max_ongoing_requests") or 5),
-            scaled_to_zero=bool(settings.get("autoscaling_config")) and deployment.get("target_num_replicas") == 0,
+            may_be_zero=(settings.get("autoscaling_config") or {}).get("min_replicas") == 0,
         )
     return found
 

@@ -164,12 +164,12 @@ class RayServeBackend:
         direct = self._direct is not None and self._direct.serves(name)
         if direct:
             watch.attached = True
-        if direct or not (app.replicas or app.scaled_to_zero):
+        if direct or not (app.replicas or app.may_be_zero):
             self._handles.withdraw(name, "its replicas are reached directly" if direct else "no running replica")
         elif watch.looked:
-            # A servable application without a replica: its handle wakes it up where it was scaled to zero.
+            # Where a servable application may be scaled to zero, its handle bridges the time until a replica attaches.
             servable = self._direct is not None and (watch.attached or (watch.signature and watch.signature.servable))
-            if not servable or app.scaled_to_zero:
+            if not servable or app.may_be_zero:
                 self._handles.announce(app, watch.signature)
         elif app.status == "RUNNING":
             watch.looked = True
