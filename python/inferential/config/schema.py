@@ -25,9 +25,11 @@ class TransportConfig(Settings):
     bind: str = "tcp://127.0.0.1:5555"
     """Endpoint; port 0 or * picks a free one (`server.endpoint` tells which)."""
     max_message_bytes: Bytes = 256 * 1024 * 1024
+    """A larger message costs its sender the connection; also what an image may have once it is decoded."""
     outbound_queue_messages: Count = 1000
     """Replies waiting for one client whose link is full; past that they are counted `send_errors` and dropped."""
     outbound_queue_bytes: Bytes = 64 * 1024 * 1024
+    """The same in bytes; a single reply may be larger."""
     idle_client_timeout_s: Seconds = 300.0
     """A connection from which nothing came for this long is evicted and its state freed."""
 
@@ -43,18 +45,24 @@ class SchedulingConfig(Settings):
     """Order, deadlines and admission. Formulas: docs/scheduling.md."""
 
     strategy: str = "deadline_aware"
+    """deadline_aware, model_deadline, batch_optimized, priority_tiered, round_robin, or one of register_scheduler."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the strategy."""
     policy: str = "deadline"
     """Scoring policy of the strategies that order by one (see register_policy)."""
     pipeline_dispatch: PipelineDispatchConfig = Field(default_factory=PipelineDispatchConfig)
     max_concurrent_dispatch: Count = 8
+    """Calls of all models at the same time, without pipeline dispatch."""
     default_latency_budget_ms: Milliseconds = 1000.0
     """For requests that carry no budget, where neither client nor model has one."""
     default_step_ms: Milliseconds = 20.0
+    """How long one action lasts, for requests that say how many steps remain but not how long a step is."""
     urgency_weight_ms: MillisecondsOrZero = 20.0
+    """How much earlier urgency 1 moves a request."""
     overdue_weight: Annotated[float, Field(ge=0)] = 1.0
+    """How much of the time that a client is overdue moves its request earlier."""
     overdue_cap_ms: MillisecondsOrZero = 50.0
+    """The most that being overdue moves a request."""
     overrun_ms: MillisecondsOrZero = 1000.0
     """How long after its expiry a request that already runs may still be answered OK."""
     min_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -64,7 +72,7 @@ class SchedulingConfig(Settings):
     contention_hold_ms: MillisecondsOrZero = 1000.0
     """For so long after a request missed its deadline in the queue, or was predicted to, a model counts as contended."""
     batch_window: Literal["off", "deadline"] = "deadline"
-    """deadline: a batch waits for expected observations while that pays and every deadline in it still holds; off: it leaves at once."""
+    """deadline: a batch waits for expected observations while that pays and all its deadlines hold; off: it leaves."""
     deadline_margin_ms: MillisecondsOrZero = 1.0
     """What is kept free between the predicted end of a call and a deadline, for the reply's way to the client."""
     explain_records: Annotated[int, Field(ge=0)] = 20_000
@@ -79,11 +87,17 @@ class QueueConfig(Settings):
     """Bounds of what waits. Overflow of any bound is handled by `overflow`."""
 
     request_ttl_ms: Milliseconds = 5000.0
+    """No deadline is later than this after arrival."""
     max_requests: Count = 100_000
+    """Requests that wait, of all models together."""
     max_requests_per_model: Count = 10_000
+    """Requests that wait for one model."""
     max_bytes: Bytes = 2 * 1024**3
+    """Bytes of all that wait."""
     max_bytes_per_model: Bytes = 1024**3
+    """Bytes of what waits for one model."""
     overflow: Literal["drop_oldest", "reject_newest"] = "drop_oldest"
+    """Who is REJECTED when a queue is full: the oldest in it, or the newest that would enter."""
 
 
 class DispatchConfig(Settings):
@@ -114,9 +128,13 @@ class MetricsConfig(Settings):
     """What is kept and exported."""
 
     ring_size: Count = 10_000
+    """Points kept of each metric."""
     prometheus_port: Annotated[int, Field(ge=0, le=65_535)] | None = None
+    """HTTP port for Prometheus; None: no export, 0: a free port."""
     prometheus_bind: str = "127.0.0.1"
+    """Address that port listens on."""
     prometheus_client_label: bool = False
+    """Give series a client label; a large fleet makes many series of it."""
 
 
 class RayConfig(Settings):
@@ -127,6 +145,7 @@ class RayConfig(Settings):
     address: str | None = None
     """None: join a running cluster (RAY_ADDRESS, or one on this machine), else start one. `local`: always start one."""
     namespace: str = "serve"
+    """Ray's namespace that this server joins."""
     num_cpus: Count | None = None
     """Logical CPUs of an embedded Ray."""
     direct_path: bool = True
@@ -139,6 +158,7 @@ class ClientConfig(Settings):
     """Settings for one client id."""
 
     latency_budget_ms: Milliseconds | None = None
+    """For its requests that carry none."""
     share: Annotated[float, Field(gt=0)] = 1.0
     """Weight in the fair sharing between clients of one level."""
 
@@ -149,6 +169,7 @@ class ModelConfig(Settings):
     max_inflight: Count = 1
     """Calls (a batch is one) at the same time, over all replicas."""
     latency_budget_ms: Milliseconds | None = None
+    """For its requests that carry none, where the client has none either."""
     max_batch_size: Count | None = None
     """None: what the deployment says (1 without infer_batch)."""
     latest_only: bool = False
@@ -167,6 +188,7 @@ class ModelsConfig(Settings):
     """The models."""
 
     known: dict[str, ModelConfig] = Field(default_factory=dict)
+    """Settings by model name; also the models to serve where none are named otherwise."""
     default: ModelConfig = Field(default_factory=ModelConfig)
     """For models without an entry of their own."""
 

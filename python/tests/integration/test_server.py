@@ -490,8 +490,8 @@ def test_replies_for_a_client_that_does_not_read_are_bounded() -> None:
         dropped = server.metrics.get_stats("send_errors").count
         assert dropped > 0
         # What was not dropped is delivered once the client reads again.
-        got = [peer.receive().request_id for _ in range(sent - dropped)]
-        assert got == sorted(got)
+        got = {peer.receive().request_id for _ in range(sent - dropped)}
+        assert len(got) == sent - dropped
         assert peer.silent()
 
 
@@ -818,5 +818,5 @@ def test_many_clients_at_once(shared: Server) -> None:
 
 
 def test_a_burst_larger_than_one_turn_of_the_loop(peer: RawPeer) -> None:
-    sent = [peer.observe(latency_budget_ms=4000) for _ in range(1500)]
-    assert [peer.receive().request_id for _ in sent] == sent
+    sent = {peer.observe(latency_budget_ms=4000) for _ in range(1500)}
+    assert {peer.receive().request_id for _ in sent} == sent

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from inferential import Server, cli, local
+from inferential._version import __version__
+
+WAIT_S = 30.0
+runner = CliRunner()
+
+
+def command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "inferential.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        cwd=cwd,
+        check=False,
+    )
+
+
+def test_version_and_help() -> None:
+    assert runner.invoke(cli.app, ["--version"]).output == f"inferential {__version__}\n"
+    out = runner.invoke(cli.app, ["--help"]).output
+    assert all(name in out for name in ("serve", "check-config", "ping"))
+
+
+def test_check_config_shows_what_is_changed(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text('[scheduling]\nstrategy = "round_robin"\n[models.known.policy]\nmax_inflight = 3\n')
+    result = runner.invoke(cli.app, ["check-config", str(path)])
+    assert result.exit_code == 0
+    assert "scheduling.strategy = 'round_robin'" in result.output
+    assert "models.known.policy.max_inflight = 3" in result.output
+    assert "transport.bind" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("[queue]\noverflow = 'x'", "queue.overflow is 'x'"),
+        ("[scheduling]\nstrategy = 'x'", "scheduling.strategy: 'x' is unknown; known are"),
+        ("[scheduling]\npolicy = 'x'", "scheduling.policy"),
+        ("[scheduling.options]\nx = 1", "scheduling.options"),
+    ],
+)
+def test_check_config_tells_what_is_wrong(tmp_path: Path, text: str, word: str) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(text)
+    result = command("check-config", str(path))
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert word in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_ping() -> None:
+    models = {"policy": local(lambda obs: 1, inline=True)}
+    with Server(models=models, bind="tcp://127.0.0.1:0").run_in_thread() as server:
+        result = runner.invoke(cli.app, ["ping", server.endpoint, "--count", "2", "--timeout-ms", "20000"])
+    assert result.exit_code == 0
+    assert "2 of 2 answered" in result.output
+    assert "policy: ready" in result.output
+
+
+def test_ping_without_a_server() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, not listening: nobody else gets the port
+        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        result = runner.invoke(cli.app, ["ping", address, "--count", "1", "--timeout-ms", "50"])
+    assert result.exit_code == 1
+    assert "no answer" in result.output
+
+
+MODELS = """
+def double(obs):
+    return {"actions": obs["x"] * 2}
+"""
+
+
+def test_serve_local_callables_until_a_signal(tmp_path: Path) -> None:
+    (tmp_path / "my_models.py").write_text(MODELS)
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "inferential.cli", "serve", "twice=my_models:double", "my_models:double"),
+            *("--bind", "tcp://127.0.0.1:0", "--inline", "--log-level", "warning"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("serving twice, double on tcp://127.0.0.1:")
+        ping = runner.invoke(cli.app, ["ping", line.split()[-1], "--count", "1", "--timeout-ms", "20000"])
+        assert "twice: ready" in ping.output
+        assert "double: ready" in ping.output
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=WAIT_S)
+        assert process.returncode == 0
+        assert errors == ""
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ([], "models: none given"),
+        (["nonsense_module:app"], "cannot import it"),
+        (["math:nonsense"], "cannot import it"),
+        (["name=math"], "after the = comes MODULE:ATTRIBUTE"),
+        ([":x"], "write it as"),
+        (["math:pi"], "model 'pi' is a float"),
+        (["math:floor", "--log-level", "loud"], "--log-level is 'loud'"),
+        (["math:floor", "--bind", "nonsense"], "transport.bind: cannot bind 'nonsense'"),
+    ],
+)
+def test_serve_tells_what_is_wrong(arguments: list[str], word: str) -> None:
+    result = command("serve", *arguments)
+    assert result.returncode == 2
+    assert word in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from inferential.config import table
+from inferential.config.load import check_config, load_config, parse_config
+from inferential.config.schema import InferentialConfig, ModelConfig, ModelsConfig
+from inferential.errors import ConfigError
+from inferential.metrics.names import METRICS
+
+DOCS = Path(__file__).parents[3] / "docs"
+
+TOML = """
+[transport]
+bind = "tcp://127.0.0.1:7777"
+[scheduling.pipeline_dispatch]
+enabled = true
+[models.known.policy]
+max_inflight = 4
+"""
+YAML = """
+transport: {bind: "tcp://127.0.0.1:7777"}
+scheduling: {pipeline_dispatch: {enabled: true}}
+models: {known: {policy: {max_inflight: 4}}}
+"""
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.toml", TOML), ("a.yaml", YAML), ("a.yml", YAML)])
+def test_files(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    config = load_config(path)
+    assert config.transport.bind == "tcp://127.0.0.1:7777"
+    assert config.scheduling.pipeline_dispatch.enabled
+    assert config.models.of("policy").max_inflight == 4
+    assert config.models.of("other").max_inflight == 1
+
+
+@pytest.mark.parametrize("name", ["empty.toml", "empty.yaml"])
+def test_an_empty_file_is_all_defaults(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("")
+    assert load_config(path) == InferentialConfig()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "word"),
+    [
+        ("a.toml", "transport = [", "is no TOML"),
+        ("a.yaml", "transport: [", "is no YAML"),
+        ("a.json", "{}", r"\.toml, \.yaml or \.yml"),
+        ("a.yaml", "- 1", "a table of sections, not list"),
+        ("a.toml", "[transport]\nbind = 3", "transport.bind is 3: it should be a valid string"),
+    ],
+)
+def test_files_that_are_wrong(tmp_path: Path, name: str, text: str, word: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=word) as caught:
+        load_config(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read it"):
+        load_config(tmp_path / "a.toml")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"transport": {"bindd": "x"}}, "transport.bindd: there is no such setting; did you mean 'bind'?"),
+        ({"transprt": {}}, "transprt: there is no such setting; did you mean 'transport'?"),
+        ({"lifecycle": {"zzz": 1}}, "lifecycle.zzz: there is no such setting; there are: grace_period_s"),
+        (
+            {"models": {"known": {"a": {"max_inflite": 1}}}},
+            "models.known.a.max_inflite: there is no such setting; did you mean 'max_inflight'?",
+        ),
+        ({"queue": {"overflow": "block"}}, "queue.overflow is 'block': it should be 'drop_oldest' or 'reject_newest'"),
+        ({"queue": {"max_requests": 0}}, "queue.max_requests is 0: it should be greater than or equal to 1"),
+        ({"queue": {"request_ttl_ms": float("nan")}}, "queue.request_ttl_ms is nan: "),
+        ({"clients": {"r": {"share": 0}}}, "clients.r.share is 0: it should be greater than 0"),
+        ({"queue": {"request_ttl_ms": 100.0}}, "scheduling.default_latency_budget_ms is 1000; it may be at most"),
+        ({"clients": {"r": {"latency_budget_ms": 9000}}}, "clients.r.latency_budget_ms is 9000; it may be at most"),
+        ({"models": {"default": {"latency_budget_ms": 9000}}}, "models.default.latency_budget_ms is 9000; it may be"),
+        ({"transport": {"idle_client_timeout_s": 1}}, "transport.idle_client_timeout_s is 1; it must be at least"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_value_and_what_it_may_be(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(settings)
+    assert message in str(caught.value)
+
+
+def test_every_wrong_setting_has_a_line() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config({"queue": {"overflow": 1, "max_requests": -1, "nope": 1}})
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_assignments_are_checked() -> None:
+    config = InferentialConfig(models=ModelsConfig(known={"a": ModelConfig(max_inflight=4)}))
+    with pytest.raises(ValidationError, match="max_requests"):
+        config.queue.max_requests = 0
+    with pytest.raises(ValueError, match="bindd"):
+        config.transport.bindd = "x"  # type: ignore[attr-defined]
+    check_config(config)
+
+
+def test_the_documentation_has_the_settings_as_they_are() -> None:
+    text = (DOCS / "operations.md").read_text()
+    assert table.BEGIN in text
+    assert table.renew(text) == text, "renew it: python -m inferential.config.table docs/operations.md"
+    assert all(meaning for _, _, meaning in table.settings()), "every setting says what it does"
+
+
+def test_the_documentation_has_the_metrics_as_they_are() -> None:
+    lines = (DOCS / "operations.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("| `") and line.count("|") == 5]
+    for name, metric in METRICS.items():
+        assert f"| `{name}` | {metric.kind.value} | {', '.join(metric.labels)} | {metric.meaning} |" in rows
