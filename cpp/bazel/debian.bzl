@@ -23,15 +23,19 @@ _shim = repository_rule(
 def _file(name):
     return "@inferential//cpp/bazel/shims:" + name
 
-def debian_repositories():
-    """Debian: bazel-bootstrap, bazel-rules-java, -rules-proto, -platforms, -skylib, libzmq3-dev, protobuf-compiler, libgtest-dev, libgmock-dev."""
-    for name, path in {
+def debian_repositories(name = "debian"):
+    """Of Debian's bazel-rules-java, -rules-proto, -platforms, -skylib, libzmq3-dev, protobuf-compiler, libprotobuf-dev, libgtest-dev and libgmock-dev.
+
+    Args:
+      name: unused; every macro has one.
+    """
+    for repository, path in {
         "bazel_skylib": "/usr/share/bazel/tools/skylib",
         "platforms": "/usr/share/bazel/tools/platforms",
         "rules_java": "/usr/share/bazel/rules/java",
         "rules_proto": "/usr/share/bazel/rules/proto",
     }.items():
-        native.local_repository(name = name, path = path)
+        native.local_repository(name = repository, path = path)
 
     _shim(
         name = "rules_cc",

@@ -152,7 +152,9 @@ struct Measured {
   std::vector<double> us;
   double allocations = 0;
 
-  double percentile(double part) const { return us[static_cast<std::size_t>(part * static_cast<double>(us.size() - 1))]; }
+  double percentile(double part) const {
+    return us[static_cast<std::size_t>(part * static_cast<double>(us.size() - 1))];
+  }
 };
 
 template <class Client>
