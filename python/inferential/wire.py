@@ -386,6 +386,31 @@ def parse_observation(envelope: Buffer, frame_sizes: Sequence[int]) -> Observati
     )
 
 
+def encode_observation_again(
+    constant: bytes,
+    *,
+    request_id: int,
+    timestamp_ns: int,
+    urgency: float,
+    steps_remaining: int | None,
+    metadata: Mapping[str, str],
+    packed: Packed,
+) -> bytes:
+    """The envelope of an observation that differs from an encoded one (without tensors and metadata) in these fields only.
+
+    Concatenated protobuf messages of one type read as one message, so what stays the same is encoded once.
+    """
+    m = pb.Observation(request_id=request_id, timestamp_ns=timestamp_ns, urgency=urgency)
+    if steps_remaining is not None:
+        m.steps_remaining = steps_remaining
+    if metadata:
+        m.metadata.update(metadata)
+    add = m.tensors.add
+    for entry in packed.tensors:
+        add(**entry)
+    return constant + m.SerializeToString()
+
+
 def encode_observation(observation: Observation, packed: Packed | None = None) -> bytes:
     """The envelope. Tensors are those of `packed`; `observation.tensors` is not read."""
     o = observation

@@ -195,7 +195,7 @@ class Connection(BaseConnection):
                 self._socket.release(wait=False)
 
     def _wait(self, until_s: float) -> None:
-        """Reads what has arrived; where there is nothing, waits for something until then."""
+        """Takes in something that has arrived; where there is nothing, waits for it until then."""
         now = time.monotonic()
         expiry = self._session.next_expiry()
         if expiry is not None and expiry < until_s:
@@ -344,8 +344,10 @@ class Model(BaseModel):
             return None if verdict is WAIT else verdict
         while True:
             in_time = now < deadline
-            # With replies at hand, or none to come, there is nothing to wait for, only news of the link to read.
-            connection._wait(now if inbox.replies or not inbox.outstanding else deadline)
+            if in_time and inbox.outstanding and not inbox.replies:
+                connection._wait(deadline)
+            else:  # nothing to wait for, only news to read
+                connection._read()
             now = time.monotonic()
             verdict = take(inbox, now)
             if verdict is not WAIT:

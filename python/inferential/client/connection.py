@@ -20,6 +20,8 @@ from inferential.types import Kind, Observation, Status
 
 logger = logging.getLogger("inferential.client")
 
+_CONSTANTS = 64
+
 
 class BaseConnection:
     """Session and socket of one connection; the subclasses add locking and waiting."""
@@ -29,6 +31,7 @@ class BaseConnection:
         self._on_link = on_link
         self._pid = os.getpid()
         self._first_send_until_s: float | None = None
+        self._constants: dict[tuple[object, ...], bytes] = {}
         self._session = Session(hold_off=options.hold_off, request_timeout_s=options.request_timeout_ms / 1e3)
         self._socket = ClientSocket(options)
 
@@ -62,11 +65,15 @@ class BaseConnection:
 
     def _read(self) -> None:
         """Takes in everything that has arrived, without waiting."""
-        if self._session.link is not LinkState.CLOSED and self._socket.poll(0):
-            self._absorb(time.monotonic())
-        self._session.expire(time.monotonic())
+        now = time.monotonic()
+        if self._session.link is not LinkState.CLOSED:
+            while self._socket.poll(0):
+                now = time.monotonic()
+                self._absorb(now)
+        self._session.expire(now)
 
     def _absorb(self, now: float) -> None:
+        """Takes in one message that has arrived, or with news of the link everything."""
         # Events are read first and acted on last: all frames that came before them are then seen before them.
         events = self._socket.link_events()
         receive = self._session.receive
@@ -100,7 +107,9 @@ class BaseConnection:
             raise
         except (TypeError, ValueError) as e:
             raise ObservationError(f"the tensors cannot be sent: {e}") from e
-        size = sum(entry["byte_length"] for entry in packed.tensors)
+        size = 0
+        for entry in packed.tensors:
+            size += entry["byte_length"]
         if size > self._options.max_message_bytes:
             raise ObservationError(
                 f"the observation has {size} bytes, more than max_message_bytes ({self._options.max_message_bytes}); "
@@ -110,29 +119,18 @@ class BaseConnection:
 
     def _send(self, inbox: Inbox, d: Draft, packed: wire.Packed) -> Sent:
         """Takes a request_id and transmits. Never waits."""
-        session, o = self._session, self._options
+        session = self._session
         session.check_open()
         timestamp_ns = time.time_ns() if d.timestamp_ns is None else d.timestamp_ns
         try:
-            envelope = wire.encode_observation(
-                Observation(
-                    o.client_id,
-                    o.client_type,
-                    inbox.model_id,
-                    session.next_request_id,
-                    timestamp_ns,
-                    d.urgency,
-                    d.priority,
-                    d.steps_remaining,
-                    d.step_ms,
-                    d.latency_budget_ms,
-                    Kind.OBSERVE,
-                    d.latest_only,
-                    d.slot,
-                    (),
-                    d.metadata,
-                ),
-                packed,
+            envelope = wire.encode_observation_again(
+                self._constant(inbox.model_id, d),
+                request_id=session.next_request_id,
+                timestamp_ns=timestamp_ns,
+                urgency=d.urgency,
+                steps_remaining=d.steps_remaining,
+                metadata=d.metadata,
+                packed=packed,
             )
         except (TypeError, ValueError) as e:
             raise ObservationError(f"the observation cannot be encoded: {e}") from e
@@ -145,6 +143,27 @@ class BaseConnection:
             session.not_sent(sent.request_id, "the socket failed")
             raise
         return sent if through else session.not_sent(sent.request_id, "the send queue is full")
+
+    def _constant(self, model_id: str, d: Draft) -> bytes:
+        """The fields of an envelope that seldom change from one observation to the next, encoded."""
+        key = (model_id, d.latency_budget_ms, d.priority, d.step_ms, d.slot, d.latest_only)
+        found = self._constants.get(key)
+        if found is None:
+            if len(self._constants) >= _CONSTANTS:  # a program that gives every observation a budget of its own
+                self._constants.clear()
+            found = self._constants[key] = wire.encode_observation(
+                Observation(
+                    self._options.client_id,
+                    self._options.client_type,
+                    model_id,
+                    latency_budget_ms=d.latency_budget_ms,
+                    priority=d.priority,
+                    step_ms=d.step_ms,
+                    slot=d.slot,
+                    latest_only=d.latest_only,
+                )
+            )
+        return found
 
     def _send_cancel(self, inbox: Inbox, request_id: int) -> bool:
         return self._session.may_cancel(inbox, request_id) and self._send_control(Kind.CANCEL, request_id)

@@ -107,8 +107,11 @@ class ClientSocket:
     def poll(self, timeout_ms: int) -> bool:
         """Whether anything has arrived, a message or a link event; waits for it up to `timeout_ms`."""
         ready = zmq_poll(self._poll_set, timeout_ms)
-        self._link_news = bool(ready) and ready[-1][0] is self._monitor
-        return bool(ready)
+        if not ready:
+            return False
+        self._message_news = ready[0][0] is self._dealer
+        self._link_news = ready[-1][0] is self._monitor
+        return True
 
     def link_events(self) -> list[bool]:
         """What the link did until the last poll(): True for up, False for down, in order."""
@@ -116,6 +119,7 @@ class ClientSocket:
         if not self._link_news:
             return found
         self._link_news = False
+        self._link_read = True
         with contextlib.suppress(zmq.Again):
             while True:
                 event = int.from_bytes(self._monitor.recv_multipart(_NOBLOCK)[0][:2], "little")
@@ -129,20 +133,26 @@ class ClientSocket:
         return found
 
     def messages(self) -> Iterator[list[Buffer]]:
-        """The messages that have arrived, payload frames uncopied."""
-        dealer = self._dealer
-        receive: Any = dealer.recv
-        # EVENTS costs half of a recv that raises Again.
-        while int(dealer.get(zmq.EVENTS)) & _POLLIN:
+        """A message that poll() saw, payload frames uncopied. After link_events() found something: all that had arrived before."""
+        if self._message_news:
+            self._message_news = False
+            yield self._message()
+        if self._link_read:
+            self._link_read = False
+            while int(self._dealer.get(zmq.EVENTS)) & _POLLIN:
+                yield self._message()
+
+    def _message(self) -> list[Buffer]:
+        receive: Any = self._dealer.recv
+        frame = receive(_NOBLOCK, copy=False)
+        frames: list[Buffer] = [frame.bytes]
+        if frame.more:
             frame = receive(_NOBLOCK, copy=False)
-            frames = [frame.bytes]
-            if frame.more:
+            frames.append(frame.bytes)
+            while frame.more:
                 frame = receive(_NOBLOCK, copy=False)
-                frames.append(frame.bytes)
-                while frame.more:
-                    frame = receive(_NOBLOCK, copy=False)
-                    frames.append(frame)
-            yield frames
+                frames.append(frame)
+        return frames
 
     def transmit(self, envelope: bytes, payload: Sequence[Buffer]) -> bool:
         """Sends one message without waiting. Returns False where the link or the queue has no room."""
