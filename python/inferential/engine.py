@@ -40,6 +40,7 @@ _CONFIDENT_CALLS = (
 )
 _STAGE_AHEAD_S = 0.0005
 _EVICT_EVERY_S = 1.0
+_LIVE_S = 10.0  # a client is live for so long after its last observation, then idle until it is evicted
 _MAX_RETRY_AFTER_MS = 1000.0
 
 
@@ -625,7 +626,11 @@ class Engine:
             "queue_bytes": m.queue.size_bytes,
             "in_flight": sum(len(r.calls) for r in m.replicas),
             "contended": m.contended_until > self._now,
-            "clients": {"known": len(m.streams), "evicted": m.streams.evicted},
+            "clients": {
+                "live": m.streams.live(self._now - _LIVE_S),
+                "known": len(m.streams),
+                "evicted": m.streams.evicted,
+            },
             "service_time": {
                 "call_ms": service.call_s * 1e3,
                 "item_ms": service.item_s * 1e3,

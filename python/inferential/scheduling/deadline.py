@@ -59,7 +59,7 @@ class DeadlineOrder:
         level.count += 1
         stream = request.stream
         if stream is not None:
-            request.tag = level.clock.enter(stream)
+            level.clock.enter(request, stream)
         key, sequence = request.key, request.sequence
         level.by_key.push(key, sequence, request)
         level.by_share.push((int(request.tag), key), sequence, request)

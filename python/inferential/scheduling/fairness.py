@@ -8,12 +8,16 @@ from inferential.scheduling.request import Request
 from inferential.tracking.clients import Stream
 
 
-class FairClock:
-    """The virtual time of one level at one model: start-time fair queueing (Goyal, Vin, Cheng 1996).
+_MOST_OWED = 8.0  # turns; an old grudge must not starve others
 
-    Each request gets a tag, the virtual time at which its client is due: `max(clock, end of the client's last tag)`; a tag lasts
-    `1 / share`. The clock is the largest tag served so far, so who was idle has saved nothing up. Smallest tag first serves clients in
-    turn whatever their rates; and what was not served gives its tag back, so that who was refused goes first next time.
+
+class FairClock:
+    """The virtual time of one level at one model: start-time fair queueing (Goyal, Vin, Cheng 1996), with a memory for refusals.
+
+    Each request is due at a virtual time: `max(clock, end of its client's last turn)`; a turn lasts `1 / share`. The clock is the latest
+    due time served so far, so who was idle has saved nothing up. Earliest due first serves clients in turn whatever their rates. A
+    request that was due but not served gives its turn back and its client is owed one: its next tag (the order) is its due time less
+    what it is owed. So refusals go round. A client that has more waiting is owed nothing: who floods hurts itself alone.
     """
 
     __slots__ = ("level", "now")
@@ -22,23 +26,35 @@ class FairClock:
         self.level = level
         self.now = 0.0
 
-    def enter(self, stream: Stream) -> float:
-        """The tag for the client's next request."""
-        tags = stream.finish_tags
-        tag = tags.get(self.level, 0.0)
-        tag = max(tag, self.now)
-        tags[self.level] = tag + 1.0 / stream.weight
-        return tag
+    def enter(self, request: Request, stream: Stream) -> None:
+        """Sets the tag of a client's next request."""
+        account = stream.account(self.level)
+        due = account.finish
+        if due < self.now:
+            due = self.now
+        account.finish = due + 1.0 / stream.weight
+        request.due = due
+        request.tag = due - account.owed
 
     def served(self, request: Request) -> None:
         """It went to a model."""
-        self.now = max(self.now, request.tag)
+        if request.due > self.now:
+            self.now = request.due
+        stream = request.stream
+        if stream is not None:
+            account = stream.account(self.level)
+            if account.owed:
+                account.owed = max(0.0, account.owed - 1.0 / stream.weight)
 
     def left(self, request: Request) -> None:
         """It ended without having been served."""
         stream = request.stream
         if stream is not None:
-            stream.finish_tags[self.level] -= 1.0 / stream.weight
+            account = stream.account(self.level)
+            turn = 1.0 / stream.weight
+            account.finish -= turn
+            if request.due <= self.now and stream.queued <= 1:
+                account.owed = min(_MOST_OWED, account.owed + turn)
 
 
 class GuaranteedShare:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from operator import attrgetter
 
 from inferential.scheduling.base import Order, Scheduler, register_scheduler
 from inferential.scheduling.heap import LazyHeap
 from inferential.scheduling.request import Request
+from inferential.tracking.clients import Stream
 
 _is_queued = attrgetter("queued")
 
 
-class _Turn:
+class _Client:
     """One client's waiting requests, and what is left of its turn."""
 
-    __slots__ = ("by_key", "count", "credit")
+    __slots__ = ("by_key", "count", "credit", "stream")
 
-    def __init__(self) -> None:
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
         self.by_key: LazyHeap[Request] = LazyHeap(_is_queued)
         self.count = 0
         self.credit = 0.0
@@ -25,57 +26,77 @@ class _Turn:
 
 class RoundRobinOrder:
     """Deficit round robin (Shreedhar, Varghese 1995) with requests of cost 1: a client at its turn is credited its share, and stays
-    at its turn while it has a whole request's credit. Within a client, smallest key first.
+    at its turn while it has a whole request's credit. The turn goes to the client whose last one is longest ago, so where a queue
+    runs empty in between nobody is first every time. Within a client, smallest key first.
     """
 
-    __slots__ = ("_turns",)
+    __slots__ = ("_clients", "_pushes", "_turn", "_turns")
 
     def __init__(self) -> None:
-        self._turns: OrderedDict[str, _Turn] = OrderedDict()
+        self._clients: dict[str, _Client] = {}
+        self._turns: LazyHeap[_Client] = LazyHeap(attrgetter("count"))
+        self._turn = 0
+        self._pushes = 0
 
     def push(self, request: Request) -> None:
         """See Order."""
-        client = request.observation.client_id
-        turn = self._turns.get(client)
-        if turn is None:
-            turn = self._turns[client] = _Turn()
-        turn.count += 1
-        turn.by_key.push(request.key, request.sequence, request)
+        stream = request.stream
+        assert stream is not None, "set at arrival"
+        client = self._clients.get(stream.client_id)
+        if client is None:
+            client = self._clients[stream.client_id] = _Client(stream)
+            self._enter(client)
+        client.count += 1
+        client.by_key.push(request.key, request.sequence, request)
 
     def first(self, contended: bool) -> Request | None:  # noqa: ARG002
         """See Order."""
-        turns = self._turns
-        if not turns:
-            return None
         while True:
-            client, turn = next(iter(turns.items()))
-            entry = turn.by_key.top()
-            assert entry is not None, "a client at its turn has a queued request"
-            request = entry[2]
-            if turn.credit < 1.0:
-                turn.credit += request.stream.weight if request.stream is not None else 1.0
-                if turn.credit < 1.0:
-                    turns.move_to_end(client)
+            entry = self._turns.top()
+            if entry is None:
+                return None
+            client = entry[2]
+            if client.credit < 1.0:
+                client.credit += client.stream.weight
+                if client.credit < 1.0:
+                    self._next_turn(client)
                     continue
-            return request
+            first = client.by_key.top()
+            assert first is not None, "a client at its turn has a queued request"
+            return first[2]
+
+    def _next_turn(self, client: _Client) -> None:
+        """The client at its turn goes to the end."""
+        popped = self._turns.pop()
+        assert popped is client, "only the client at its turn is served"
+        self._turn += 1
+        client.stream.turn = self._turn
+        self._enter(client)
+
+    def _enter(self, client: _Client) -> None:
+        self._pushes += 1
+        self._turns.push((client.stream.turn, client.stream.index), self._pushes, client)
 
     def rivals(self, request: Request) -> int:  # noqa: ARG002
         """See Order."""
-        return sum(turn.count for turn in self._turns.values())
+        return sum(client.count for client in self._clients.values())
 
     def discard(self, request: Request, served: bool) -> None:
         """See Order."""
-        client = request.observation.client_id
-        turn = self._turns[client]
-        turn.count -= 1
-        turn.by_key.discard()
+        client = self._clients[request.observation.client_id]
+        client.by_key.discard()
+        client.count -= 1
         if served:
-            turn.credit -= 1.0
-        if not turn.count:
-            # Who has nothing waiting saves nothing up.
-            del self._turns[client]
-        elif served and turn.credit < 1.0:
-            self._turns.move_to_end(client)
+            client.credit -= 1.0
+        if not client.count:
+            # Who has nothing waiting saves no credit up.
+            del self._clients[request.observation.client_id]
+            self._turns.discard()
+            if served:
+                self._turn += 1
+                client.stream.turn = self._turn
+        elif served and client.credit < 1.0:
+            self._next_turn(client)
 
 
 class RoundRobin(Scheduler):

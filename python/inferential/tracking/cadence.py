@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 UNKNOWN = float("inf")
+_GRACE_S = 0.00025  # a message has to be read before it has arrived
 
 
 class Cadence:
@@ -17,7 +18,7 @@ class Cadence:
         """Moving average of how far intervals are from the average one."""
         self.last_arrival = -1.0
         self.due_at = UNKNOWN
-        """By when the next observation is expected: average interval plus jitter after the last."""
+        """By when the next observation is expected: average interval plus jitter after the last, and a little."""
 
     def arrived(self, now: float, alpha: float) -> float:
         """Counts an observation and returns by how many seconds it was overdue.
@@ -33,7 +34,7 @@ class Cadence:
         learned = self.interval_s
         if learned <= 0.0:
             self.interval_s = interval
-            self.due_at = now + interval
+            self.due_at = now + interval + _GRACE_S
             return 0.0
         late = interval - learned
         learned += alpha * late
@@ -41,5 +42,5 @@ class Cadence:
         jitter = self.jitter_s
         jitter += alpha * ((late if late > 0.0 else -late) - jitter)
         self.jitter_s = jitter
-        self.due_at = now + learned + jitter
+        self.due_at = now + learned + jitter + _GRACE_S
         return late if late > 0.0 else 0.0

@@ -12,18 +12,31 @@ if TYPE_CHECKING:
     from inferential.scheduling.request import Request
 
 
+class Account:
+    """What a client has had at one priority level, in virtual time (scheduling/fairness.py)."""
+
+    __slots__ = ("finish", "owed")
+
+    def __init__(self) -> None:
+        self.finish = 0.0
+        """End of its last turn."""
+        self.owed = 0.0
+        """Turns that were due and that it did not get."""
+
+
 class Stream:
     """One client at one model: its fair share and its cadence (one more cadence for each named slot)."""
 
     __slots__ = (
+        "_accounts",
         "_slots",
         "cadence",
         "client_id",
-        "finish_tags",
         "index",
         "last_seen",
         "queued",
         "replica",
+        "turn",
         "waiting",
         "weight",
     )
@@ -35,15 +48,23 @@ class Stream:
         self.weight = weight
         self.cadence = Cadence()
         self._slots: dict[str, Cadence] | None = None
-        self.finish_tags: dict[int, float] = {}
-        """End of its last virtual time tag, by priority level (scheduling/fairness.py)."""
+        self._accounts: dict[int, Account] = {}
         self.queued = 0
         """How many of its requests wait."""
         self.waiting: deque[Request] = deque()
         """These, oldest first, and some that wait no more."""
         self.last_seen = 0.0
+        self.turn = 0
+        """When its last turn was, in turns of its model; 0: never."""
         self.replica: str | None = None
         """The replica it keeps to, where the model asks for that."""
+
+    def account(self, level: int) -> Account:
+        """Its account at a priority level."""
+        found = self._accounts.get(level)
+        if found is None:
+            found = self._accounts[level] = Account()
+        return found
 
     def enqueued(self, request: Request) -> None:
         """A request of it began to wait."""

@@ -1,0 +1,93 @@
+"""Bounds of what waits."""
+
+import pytest
+
+from inferential.types import Reason, Status
+from tests.unit.engine.rig import Rig
+
+
+def test_drop_oldest():
+    rig = Rig(queue__max_requests_per_model=2)
+    rig.block()
+    three = [rig.send(client=f"c{i}") for i in range(3)]
+    assert [rig.status(r) for r in three] == [Status.REJECTED, None, None]
+    outcome = rig.outcome(three[0])
+    assert outcome.reason is Reason.QUEUE_FULL
+    assert outcome.retry_after_ms > 0
+    assert [p for p in rig.numbers.points if p[0] == "queue_full_drops"] == [("queue_full_drops", 1.0, "m", "c0")]
+
+
+def test_reject_newest():
+    rig = Rig(queue__max_requests_per_model=2, queue__overflow="reject_newest")
+    rig.block()
+    three = [rig.send(client=f"c{i}") for i in range(3)]
+    assert [rig.status(r) for r in three] == [None, None, Status.REJECTED]
+
+
+@pytest.mark.parametrize("overflow", ["drop_oldest", "reject_newest"])
+def test_bytes_of_a_model(overflow):
+    rig = Rig(queue__max_bytes_per_model=1000, queue__overflow=overflow)
+    rig.block()
+    sent = [rig.send(client=f"c{i}", size=400) for i in range(4)]
+    gone = sent[:2] if overflow == "drop_oldest" else sent[2:]
+    assert [r for r in sent if rig.status(r) is Status.REJECTED] == gone
+
+
+def test_one_that_never_fits_is_too_large():
+    rig = Rig(queue__max_bytes_per_model=1000)
+    blocker = rig.block()
+    small = rig.send()
+    outcome = rig.outcome(rig.send(size=1001))
+    assert (outcome.status, outcome.reason) == (Status.REJECTED, Reason.TOO_LARGE)
+    assert rig.drain_order(blocker) == [small]
+
+
+@pytest.mark.parametrize("setting", [{"queue__max_requests": 3}, {"queue__max_bytes": 300}])
+def test_all_queues_together_drop_the_oldest_of_all(setting):
+    rig = Rig(["a", "b"], **setting)
+    rig.block("a")
+    rig.block("b")
+    oldest = rig.send("a")
+    rest = [rig.send("b", client=f"c{i}") for i in range(3)]
+    assert rig.status(oldest) is Status.REJECTED
+    assert [rig.status(r) for r in rest] == [None] * 3
+
+
+def test_a_client_that_floods_hurts_itself_alone():
+    rig = Rig(queue__max_requests_per_model=20)
+    rig.block()
+    polite = [rig.send(client=f"polite{i}") for i in range(4)]
+    flood = [rig.send(client="flood") for _ in range(100)]
+    late = [rig.send(client=f"late{i}") for i in range(4)]
+    rig.settle()
+    assert [rig.status(r) for r in polite + late] == [None] * 8
+    gone = [rig.outcome(r) for r in flood if rig.status(r) is not None]
+    assert len(gone) == 100 - 12
+    assert {o.reason for o in gone} == {Reason.OVER_SHARE}
+
+
+def test_nothing_leaks():
+    rig = Rig(queue__max_requests_per_model=50)
+    blocker = rig.block()
+    for i in range(500):
+        rig.send(client=f"c{i % 7}", budget=100.0)
+    rig.wait(200.0)
+    rig.finish(blocker)
+    assert rig.engine.pending == 0
+    health = rig.engine.health()["m"]
+    assert (health["queue_depth"], health["queue_bytes"], health["in_flight"]) == (0, 0, 0)
+    rig.wait(301_000.0)
+    rig.send(client="new")
+    rig.settle()
+    assert rig.engine.health()["m"]["clients"] == {"live": 1, "known": 1, "evicted": 8}
+
+
+def test_forget_after():
+    rig = Rig(cadence__forget_after_s=5.0)
+    rig.send(client="old")
+    [call] = rig.settle()
+    rig.finish(call, 1.0)
+    rig.wait(6000.0)
+    rig.send(client="new")
+    rig.settle()
+    assert rig.engine.health()["m"]["clients"]["evicted"] == 1

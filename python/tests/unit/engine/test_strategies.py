@@ -1,0 +1,159 @@
+"""Strategies by name, changed while running; what people ask the engine."""
+
+import pytest
+
+from inferential.errors import ConfigError
+from inferential.scheduling import Order, Scheduler, register_scheduler
+from inferential.types import Status
+from tests.unit.engine.rig import Replica, Rig
+
+NAMES = ["deadline_aware", "model_deadline", "batch_optimized", "priority_tiered", "round_robin"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_serves_everything(name):
+    rig = Rig(["a", "b"], scheduling__strategy=name)
+    blockers = [rig.block("a"), rig.block("b")]
+    sent = [rig.send("ab"[i % 2], client=f"c{i % 5}", priority=i % 3) for i in range(30)]
+    for blocker in blockers:
+        rig.drain_order(blocker)
+    assert {rig.status(r) for r in sent} == {Status.OK}
+
+
+@pytest.mark.parametrize("after", NAMES)
+@pytest.mark.parametrize("before", NAMES)
+def test_a_change_loses_nothing(before, after):
+    rig = Rig(scheduling__strategy=before)
+    blocker = rig.block()
+    sent = [rig.send(client=f"c{i % 4}", priority=i % 2) for i in range(20)]
+    rig.engine.use_scheduler(after, rig.now)
+    sent += [rig.send(client=f"c{i % 4}", priority=i % 2) for i in range(5)]
+    order = rig.drain_order(blocker)
+    assert sorted(r.sequence for r in order) == [r.sequence for r in sent]
+    assert {rig.status(r) for r in sent} == {Status.OK}
+
+
+def test_a_change_takes_effect():
+    rig = Rig()
+    blocker = rig.block()
+    low = [rig.send(client="low", priority=1, budget=100.0 + i) for i in range(2)]
+    high = [rig.send(client="high", priority=0, budget=900.0 + i) for i in range(2)]
+    rig.engine.use_scheduler("priority_tiered", rig.now)
+    assert rig.drain_order(blocker) == high + low
+
+
+def test_unknown_names_and_options_say_what_there_is():
+    with pytest.raises(ConfigError, match=r"'edf' is unknown; known are .*deadline_aware"):
+        Rig(scheduling__strategy="edf")
+    with pytest.raises(ConfigError, match=r"batch_optimized has no option 'wait'; known are max_wait_ms"):
+        Rig(scheduling__strategy="batch_optimized", scheduling__options={"wait": 1})
+    with pytest.raises(ConfigError, match=r"deadline_aware has no option 'x'; it has none"):
+        Rig(scheduling__options={"x": 1})
+    with pytest.raises(ConfigError, match="max_wait_ms is -1"):
+        Rig(scheduling__strategy="batch_optimized", scheduling__options={"max_wait_ms": -1})
+    with pytest.raises(ConfigError, match=r"scheduling.policy: 'lifo' is unknown; known are .*deadline, expiry, fifo"):
+        Rig(scheduling__policy="lifo")
+
+
+def test_a_failed_change_changes_nothing():
+    rig = Rig()
+    blocker = rig.block()
+    r = rig.send()
+    with pytest.raises(ConfigError):
+        rig.engine.use_scheduler("nonsense", rig.now)
+    assert rig.drain_order(blocker) == [r]
+
+
+def test_a_scheduler_of_ones_own():
+    class Lifo(Scheduler):
+        """Newest first."""
+
+        def order(self) -> Order:
+            return LifoOrder()
+
+    class LifoOrder:
+        def __init__(self):
+            self.stack = []
+
+        def push(self, request):
+            self.stack.append(request)
+
+        def first(self, contended):
+            return self.stack[-1] if self.stack else None
+
+        def rivals(self, request):
+            return len(self.stack)
+
+        def discard(self, request, served):
+            self.stack.remove(request)
+
+    register_scheduler("lifo", Lifo)
+    rig = Rig(scheduling__strategy="lifo")
+    blocker = rig.block()
+    sent = [rig.send(client=f"c{i}") for i in range(4)]
+    assert rig.drain_order(blocker) == sent[::-1]
+
+
+@pytest.mark.parametrize(("strategy", "first"), [("deadline_aware", "urgent"), ("model_deadline", "turn")])
+def test_who_gets_a_shared_slot(strategy, first):
+    rig = Rig(["turn", "urgent"], scheduling__strategy=strategy, scheduling__max_concurrent_dispatch=1)
+    blocker = rig.block("urgent")
+    urgent, turn = rig.send("urgent", budget=50.0), rig.send("turn", budget=500.0)
+    order = rig.drain_order(blocker)
+    assert order == ([urgent, turn] if first == "urgent" else [turn, urgent])
+
+
+def test_explain_tells_why():
+    rig = Rig(scheduling__early_refusal="predictive", model__call_ms=10.0)
+    blocker = rig.block()
+    r = rig.send(client="robot", budget=100.0)
+    rig.settle()
+    [call] = rig.finish(blocker, 12.0, inference_ms=10.0)
+    rig.finish(call, 10.0, inference_ms=10.0)
+    dispatch, outcome = rig.engine.explain("robot", r.observation.request_id)
+    assert dispatch["decision"] == "dispatch"
+    assert dispatch["waited_ms"] == pytest.approx(12.0)
+    assert (dispatch["batch_size"], dispatch["replica"], dispatch["contended"]) == (1, "r", False)
+    assert (outcome["decision"], outcome["status"]) == ("outcome", "OK")
+    refused = rig.send(client="robot", budget=5.0)
+    rig.settle()
+    [told] = rig.engine.explain("robot", refused.observation.request_id)
+    assert told["reason"] == "CANNOT_MEET_DEADLINE"
+    assert "late" in told["error"]
+    assert rig.engine.explain("nobody", 1) == []
+
+
+def test_explain_keeps_so_many():
+    rig = Rig(replicas=[], scheduling__explain_records=2)
+    three = [rig.send() for _ in range(3)]
+    assert [len(rig.engine.explain("c", r.observation.request_id)) for r in three] == [0, 1, 1]
+    off = Rig(replicas=[], scheduling__explain_records=0)
+    assert off.engine.explain("c", off.send().observation.request_id) == []
+
+
+def test_health():
+    rig = Rig(["m", "gone"], replicas=[Replica("r", "m", 1)])
+    for _ in range(3):
+        rig.send()
+        [call] = rig.settle()
+        rig.finish(call, 20.0)
+    rig.send()
+    [call] = rig.settle()
+    rig.fail(call, "CUDA error")
+    rig.block()
+    rig.send()
+    health = rig.engine.health()
+    assert not health["gone"]["ready"]
+    assert rig.engine.ready("m")
+    assert not rig.engine.ready("gone")
+    m = health["m"]
+    assert (m["ready"], m["queue_depth"], m["in_flight"]) == (True, 1, 1)
+    assert (m["calls"], m["errors"], m["last_error"]) == (4, 1, "CUDA error")
+    assert m["latency_ms"] == pytest.approx(20.0)
+    assert 0 < m["error_rate"] < 1
+    assert m["replicas"]["r"]["last_error"] == "CUDA error"
+
+
+def test_retry_after_of_unavailable():
+    rig = Rig(replicas=[], dispatch__retry_after_ms=40.0)
+    assert rig.outcome(rig.send()).retry_after_ms == 40.0

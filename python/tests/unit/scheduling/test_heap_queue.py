@@ -1,0 +1,92 @@
+"""Lazy deletion stays bounded; taking from a long queue does not scan it."""
+
+from operator import attrgetter
+
+from inferential.scheduling.deadline import DeadlineOrder
+from inferential.scheduling.heap import LazyHeap
+from inferential.scheduling.queue import Load, RequestQueue
+from inferential.scheduling.request import Request
+from inferential.types import Observation
+
+
+class Item:
+    def __init__(self):
+        self.alive = True
+
+
+def test_garbage_is_bounded():
+    heap = LazyHeap(attrgetter("alive"))
+    items = [Item() for _ in range(10_000)]
+    for i, item in enumerate(items):
+        heap.push(i, i, item)
+    for item in items[10:]:
+        item.alive = False
+        heap.discard()
+    assert len(heap) <= 2 * 10 + 130
+    assert heap.top()[2] is items[0]
+
+
+def test_dead_ones_are_skipped():
+    heap = LazyHeap(attrgetter("alive"))
+    a, b = Item(), Item()
+    heap.push(1, 1, a)
+    heap.push(2, 2, b)
+    a.alive = False
+    heap.discard()
+    assert heap.top()[2] is b
+    assert heap.pop() is b
+    assert heap.top() is None
+
+
+def request(sequence, key):
+    r = Request(b"c", Observation("c", "t", "m", request_id=sequence), (), 10, 0.0)
+    r.sequence, r.key, r.expiry = sequence, key, key
+    return r
+
+
+class Counted(float):
+    """A key that counts how often it is compared."""
+
+    compared = 0
+
+    def __lt__(self, other):
+        Counted.compared += 1
+        return float.__lt__(self, other)
+
+
+def test_taking_from_100_000_is_no_scan():
+    order = DeadlineOrder(min_share=0.05, window_s=0.1)
+    queue = RequestQueue(Load())
+    n = 100_000
+    for i in range(n):
+        r = request(i, Counted(i * 7919 % n))
+        queue.add(r)
+        order.push(r)
+    order.first(False)
+    Counted.compared = 0
+    taken = []
+    for _ in range(100):
+        r = order.first(False)
+        queue.remove(r)
+        order.discard(r, True)
+        taken.append(float(r.key))
+    assert taken == sorted(taken) == [float(i) for i in range(100)]
+    assert Counted.compared / 100 < 4 * 17  # a few times log2(n), for the two heaps it leaves
+
+
+def test_a_queues_books():
+    load = Load()
+    queue = RequestQueue(load)
+    three = [request(i, 10.0 - i) for i in range(3)]
+    for r in three:
+        queue.add(r)
+    assert (len(queue), queue.size_bytes, load.requests, load.size_bytes) == (3, 30, 3, 30)
+    assert queue.oldest() is three[0]
+    assert queue.first_to_expire() is three[2]
+    queue.remove(three[2])
+    assert queue.first_to_expire() is three[1]
+    queue.remove(three[0])
+    assert queue.oldest() is three[1]
+    assert list(queue) == [three[1]]
+    queue.remove(three[1])
+    assert (len(queue), load.requests, load.size_bytes, queue.oldest()) == (0, 0, 0, None)
