@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 HERE = Path(__file__).parent
 CACHE = Path(os.environ.get("INFERENTIAL_CACHE", Path.home() / ".cache" / "inferential"))
@@ -18,6 +19,9 @@ PYTHON = sys.executable
 PEER_PYTHON = str(CACHE / "peer-1.4.0" / "bin" / "python")
 
 READY_TIMEOUT_S = 180.0
+
+# A Ray that is started by ray.init() asks those who join it for its token; they only look for it when told to.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 class Stand:
@@ -29,6 +33,7 @@ class Stand:
             [python, str(HERE / f"{script}.py"), *args],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=self._log(),
             text=True,
             env={**os.environ, **(env or {})},
         )
@@ -55,6 +60,13 @@ class Stand:
             self._process.kill()
             self._process.wait()
 
+    def _log(self) -> IO[str]:
+        """What it has to say goes into a file in the cache."""
+        logs = CACHE / "bench-logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        self.log = logs / (re.sub(r"[^\w.-]+", "-", self.name)[:100] + ".log")
+        return self.log.open("w")
+
     def _first_line(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         timer = threading.Timer(READY_TIMEOUT_S, self._process.kill)
@@ -66,7 +78,7 @@ class Stand:
                     return json.loads(line)  # type: ignore[no-any-return]
         finally:
             timer.cancel()
-        raise RuntimeError(f"{self.name} ended ({self._process.wait()}) before it was ready")
+        raise RuntimeError(f"{self.name} ended ({self._process.wait()}) before it was ready; see {self.log}")
 
     def _drain(self) -> None:
         assert self._process.stdout is not None

@@ -199,7 +199,9 @@ def peer(args: argparse.Namespace) -> None:
         "models": {"default_max_inflight": args.max_inflight},
     }
     if args.address is not None:
-        settings["ray"] = {"address": args.address}
+        import ray
+
+        ray.init(address=args.address, namespace="serve", logging_level="ERROR", log_to_driver=False)
     config = InferentialConfig.model_validate(settings)
     if args.address is None:
         echo = {name: lambda obs: {"actions": np.asarray(obs["x"])} for name in models}
