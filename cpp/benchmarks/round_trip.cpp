@@ -89,7 +89,7 @@ void require(bool condition, const char* what) {
     } while (frames.back().more());
 
     if (frames.size() >= 4) {  // routing id, delimiter, envelope, payload...
-      observation.ParseFromArray(frames[2].data(), static_cast<int>(frames[2].size()));
+      require(observation.ParseFromArray(frames[2].data(), static_cast<int>(frames[2].size())), "parse");
       response.set_request_id(observation.request_id());
       response.set_protocol_version(2);
       response.mutable_model_id()->swap(*observation.mutable_model_id());

@@ -65,7 +65,7 @@ std::string check_draft(const v1::Observation& fields) {
 
 }  // namespace
 
-void Draft::reset() noexcept {
+void Draft::reset() {
   // As in Message::reset(): what holds memory keeps it, the client stays for good.
   fields.set_timestamp_ns(0);
   fields.set_urgency(0);
@@ -189,8 +189,8 @@ std::unique_ptr<Draft> Core::take_draft() {
 void Core::return_draft(std::unique_ptr<Draft> draft) noexcept {
   constexpr std::size_t kept = 8;
   if (draft == nullptr || drafts_.size() >= kept) return;
-  draft->reset();
   try {
+    draft->reset();
     drafts_.push_back(std::move(draft));
   } catch (const std::bad_alloc&) {
     // Then it is not kept.

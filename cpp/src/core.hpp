@@ -23,7 +23,7 @@ struct Draft {
   ErrorCode error_code = ErrorCode::InvalidArgument;
   std::string error;  // the first one; empty = none
 
-  void reset() noexcept;
+  void reset();
 };
 
 /// The state behind a Connection, which its models share: session, transport and the rule that one

@@ -7,7 +7,7 @@ namespace inferential {
 
 namespace detail {
 
-void Message::reset() noexcept {
+void Message::reset() {
   tensors.clear();
   metadata.clear();
   storage.clear();
@@ -82,16 +82,13 @@ detail::MessageRef MessagePool::acquire() {
 
 void MessagePool::recycle(detail::Message* message) noexcept {
   std::unique_ptr<detail::Message> owned(message);
-  owned->reset();
-  const std::lock_guard<std::mutex> lock(mutex_);
-  if (free_.capacity() == 0) {
-    try {
-      free_.reserve(kept);
-    } catch (const std::bad_alloc&) {
-      return;
-    }
+  try {
+    owned->reset();
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (free_.size() < kept) free_.push_back(std::move(owned));
+  } catch (const std::bad_alloc&) {
+    // Then it is not kept.
   }
-  if (free_.size() < kept) free_.push_back(std::move(owned));
 }
 
 // ---- Reply

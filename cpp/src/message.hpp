@@ -56,7 +56,7 @@ struct Message {
   std::shared_ptr<MessagePool> pool;
   mutable std::atomic<std::uint32_t> references{0};
 
-  void reset() noexcept;
+  void reset();
 };
 
 }  // namespace detail

@@ -4,7 +4,35 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 #include <utility>
+
+namespace inferential {
+
+Fallback Fallback::zero(Tensors template_tensors) { return Fallback(Kind::Zero, 0, std::move(template_tensors), {}); }
+
+Fallback Fallback::hold(double max_ms, Tensors template_tensors) {
+  if (!(max_ms >= 0)) {
+    throw std::invalid_argument("Fallback::hold: max_ms is " + std::to_string(max_ms) + ", must be 0 or more");
+  }
+  return Fallback(Kind::Hold, max_ms, std::move(template_tensors), {});
+}
+
+Fallback Fallback::decay(double half_life_ms, Tensors template_tensors) {
+  if (!(half_life_ms > 0 && std::isfinite(half_life_ms))) {
+    throw std::invalid_argument("Fallback::decay: half_life_ms is " + std::to_string(half_life_ms) +
+                                ", must be finite and above 0");
+  }
+  return Fallback(Kind::Decay, half_life_ms, std::move(template_tensors), {});
+}
+
+Fallback Fallback::callback(Callback function) {
+  if (!function) throw std::invalid_argument("Fallback::callback: the function is empty");
+  return Fallback(Kind::Callback, 0, {}, std::move(function));
+}
+
+}  // namespace inferential
 
 namespace inferential::detail {
 namespace {

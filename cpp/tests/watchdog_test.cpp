@@ -167,6 +167,14 @@ TEST_F(WatchdogTest, CallbackGetsTheLastFreshReplyAndItsAge) {
   EXPECT_EQ(action.steps_late, 0u);
 }
 
+TEST_F(WatchdogTest, ImpossibleFallbacksAreRefused) {
+  EXPECT_THROW(Fallback::hold(-1), std::invalid_argument);
+  EXPECT_THROW(Fallback::hold(std::nan("")), std::invalid_argument);
+  EXPECT_THROW(Fallback::decay(0), std::invalid_argument);
+  EXPECT_THROW(Fallback::decay(std::numeric_limits<double>::infinity()), std::invalid_argument);
+  EXPECT_THROW(Fallback::callback({}), std::invalid_argument);
+}
+
 TEST_F(WatchdogTest, ActionsOutliveTheWatchdog) {
   Action action;
   {

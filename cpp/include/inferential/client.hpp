@@ -9,8 +9,8 @@
 //
 // An object that was moved from may be assigned to or destroyed, nothing else.
 //
-// Nothing here throws but the constructors, and those only for want of memory. Where memory runs out in a
-// call the call gives OutOfMemory.
+// Calls do not throw: where memory runs out they give OutOfMemory. Constructors throw for want of memory, and Rate
+// and Fallback for arguments out of range.
 
 #include <cstdint>
 #include <memory>
@@ -112,6 +112,8 @@ class Model {
   INFERENTIAL_API std::string_view id() const noexcept;
 
   [[nodiscard]] INFERENTIAL_API Observation observe() noexcept;
+
+  // Timeouts are in ms and may be fractions; what is not above 0 only looks.
 
   /// For control loops: the first OK reply newer than the last one delivered for its slot. Without one, the
   /// error says why: TimedOut (everything of this model outstanding was abandoned; not with timeout 0),

@@ -43,7 +43,8 @@ struct ConnectionOptions {
   std::function<void(std::string_view)> on_notice;
 };
 
-/// What `act` does when there is no fresh answer.
+/// What `act` does when there is no fresh answer. Making one throws std::invalid_argument for a time out of its range
+/// or an empty function.
 class Fallback {
  public:
   /// Gets the last fresh reply (nullptr where there was none) and its age in ms (0 then). Must not throw, and
@@ -51,18 +52,13 @@ class Fallback {
   using Callback = std::function<Tensors(const Reply* last_fresh, double age_ms)>;
 
   /// Zeros shaped like the last fresh tensors, or like the template before the first.
-  static Fallback zero(Tensors template_tensors = {}) {
-    return Fallback(Kind::Zero, 0, std::move(template_tensors), {});
-  }
-  /// The last fresh tensors for at most max_ms after their arrival, zeros after that.
-  static Fallback hold(double max_ms, Tensors template_tensors = {}) {
-    return Fallback(Kind::Hold, max_ms, std::move(template_tensors), {});
-  }
-  /// The last fresh tensors, halved every half_life_ms since their arrival.
-  static Fallback decay(double half_life_ms, Tensors template_tensors = {}) {
-    return Fallback(Kind::Decay, half_life_ms, std::move(template_tensors), {});
-  }
-  static Fallback callback(Callback function) { return Fallback(Kind::Callback, 0, {}, std::move(function)); }
+  INFERENTIAL_API static Fallback zero(Tensors template_tensors = {});
+  /// The last fresh tensors for at most max_ms (0 or more) after their arrival, zeros after that.
+  INFERENTIAL_API static Fallback hold(double max_ms, Tensors template_tensors = {});
+  /// The last fresh tensors, halved every half_life_ms (above 0) since their arrival; others than floating point ones
+  /// stay.
+  INFERENTIAL_API static Fallback decay(double half_life_ms, Tensors template_tensors = {});
+  INFERENTIAL_API static Fallback callback(Callback function);
 
   enum class Kind { Zero, Hold, Decay, Callback };
   Kind kind() const noexcept { return kind_; }
