@@ -7,6 +7,7 @@ the interface are the plain ones below, so that they travel between processes.
 from __future__ import annotations
 
 import abc
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -176,6 +177,20 @@ class Adapter(abc.ABC):
     @abc.abstractmethod
     def two_waiters(self, model: int, timeout_ms: float) -> list[str]:
         """get_result twice at the same time. How each ended, sorted: `reply`, `none`, or a CallError's code."""
+
+    def first_ok(self, model: int, limit_s: float) -> dict[str, Any]:
+        """Observes again and again until the server answers OK. When that was (`time.monotonic()`, the same clock for all
+        processes), and how the tries before ended."""
+        statuses: Counter[int] = Counter()
+        begin = time.monotonic()
+        while time.monotonic() - begin < limit_s:
+            sent = self.observe(model, {}, {}, {"latency_budget_ms": 10_000.0})
+            reply = None if sent.status is not None else self.next_reply(model, 10_000.0)
+            if reply is not None and reply.status == 0:
+                return {"at_s": time.monotonic(), "before": dict(statuses)}
+            statuses[reply.status if reply is not None else sent.status or -1] += 1
+            time.sleep(0.005)
+        return {"error": f"no OK within {limit_s} s: {dict(statuses)}"}
 
     def pipeline(self, model: int, count: int, in_flight: int) -> dict[str, Any]:
         """`count` observations, up to `in_flight` outstanding, with next_reply. Written once: it uses only the calls above."""

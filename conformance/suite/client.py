@@ -55,6 +55,9 @@ class Model:
         found: Reply | None = self._worker.call("next_reply", self._number, timeout_ms, limit_s=timeout_ms / 1e3)
         return found
 
+    def begin_next_reply(self, timeout_ms: float = PATIENCE_MS) -> None:
+        self._worker.begin("next_reply", self._number, timeout_ms, limit_s=timeout_ms / 1e3)
+
     def reply(self) -> Reply:
         """next_reply that must come."""
         found = self.next_reply()
@@ -82,12 +85,15 @@ class Model:
         found: list[str] = self._worker.call("two_waiters", self._number, timeout_ms, limit_s=timeout_ms / 1e3)
         return found
 
+    def begin_first_ok(self, limit_s: float) -> None:
+        self._worker.begin("first_ok", self._number, limit_s, limit_s=limit_s + 10)
+
     def begin_pipeline(self, count: int, in_flight: int, limit_s: float) -> None:
         self._worker.begin("pipeline", self._number, count, in_flight, limit_s=limit_s)
 
-    def end_pipeline(self) -> dict[str, Any]:
-        found: dict[str, Any] = self._worker.end()
-        return found
+    def end(self) -> Any:
+        """The value of the call that a begin_ began."""
+        return self._worker.end()
 
 
 class Connection:

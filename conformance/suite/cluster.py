@@ -38,10 +38,9 @@ class Cluster:
 
         self.address: str = ray.get_runtime_context().gcs_address
         self.control: Any = models.Control.options(name=models.CONTROL).remote()  # type: ignore[attr-defined]
-        for name, model in (("inspector", models.Inspector), ("gate", models.Gate), ("odd", models.Odd)):
-            models.deploy(name, model, direct=True)
-        models.deploy("policy-v2", models.Inspector, direct=True)
-        models.deploy("plain", models.Inspector, direct=False)
+        direct = {"inspector": models.Inspector, "gate": models.Gate, "odd": models.Odd, "policy-v2": models.Inspector}
+        targets = [models.target(name, model, direct=True) for name, model in direct.items()]
+        serve.run_many([*targets, models.target("plain", models.Inspector, direct=False)])
 
     def close(self) -> None:
         """Stops Ray; everything that ran in it is gone."""

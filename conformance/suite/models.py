@@ -124,12 +124,12 @@ class Control:
             return list(self._entered[model])
 
 
-def deploy(name: str, model: type, *, direct: bool, max_ongoing_requests: int = 8) -> None:
-    """Runs `model` as the Serve application `name`, reached directly or through its handle."""
+def target(name: str, model: type, *, direct: bool) -> Any:
+    """`model` as the Serve application `name`, to be reached directly or through its handle."""
     deployment = serve.deployment(
         servable(model) if direct else model,
         name=model.__name__,
-        max_ongoing_requests=max_ongoing_requests,
+        max_ongoing_requests=8,
         ray_actor_options={"num_cpus": 0.1},
     )
-    serve.run(deployment.bind(), name=name, route_prefix=None, blocking=False)
+    return serve.RunTarget(deployment.bind(), name=name, route_prefix=None)

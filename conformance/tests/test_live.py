@@ -313,7 +313,7 @@ def test_each_of_these_changes_the_order(live: Connection, gate: Gate, favour: s
 def test_10000_small_requests_pipelined(live: Connection) -> None:
     model = live.model("inspector")
     model.begin_pipeline(10_000, 200, limit_s=120)
-    assert model.end_pipeline() == {"answered": 10_000, "wrong": 0, "statuses": {OK: 10_000}}
+    assert model.end() == {"answered": 10_000, "wrong": 0, "statuses": {OK: 10_000}}
     counters = live.counters()
     assert (counters["sent"], counters["ok"]) == (10_000, 10_000)
     assert counters["late_replies"] == counters["not_sent"] == counters["timed_out"] == 0

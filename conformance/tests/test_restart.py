@@ -1,0 +1,158 @@
+"""A server that is killed, started again and stopped while every client uses it; Ray outlives it.
+
+All clients live through the same story at the same time, told once by the fixture; each case looks at one chapter for one client.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from adapters.base import CallError, Reply
+from adapters.worker import Worker, WorkerDied
+from suite.client import Client, Connection, Model
+from suite.cluster import Cluster, Gate
+from suite.server import Server, wait_until_ready
+
+from conftest import CONFIG, chosen
+
+OK, SHUTTING_DOWN, LINK_LOST, NOT_SENT = 0, 8, 1002, 1003
+BUDGET: dict[str, Any] = {"latency_budget_ms": 60_000.0}
+
+
+@dataclass
+class Told:
+    """What one client lived through."""
+
+    connection: Connection
+    inspector: Model
+    gate: Model
+    lost: list[Reply] = field(default_factory=list)
+    lost_after_s: float = 0.0
+    down: list[int | None] = field(default_factory=list)
+    back: dict[str, Any] = field(default_factory=dict)
+    reconnects: int = 0
+    last: Reply | None = None
+
+
+@dataclass
+class Story:
+    clients: dict[str, Told] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+    bound_at_s: float = 0.0
+    entered: list[str] = field(default_factory=list)
+    exit_code: int = -1
+
+    def each(self, chapter: Callable[[str, Told], None]) -> None:
+        """Runs a chapter for every client that is still well."""
+        for kind, told in self.clients.items():
+            if kind not in self.broken:
+                try:
+                    chapter(kind, told)
+                except (AssertionError, CallError, WorkerDied) as e:
+                    self.broken[kind] = str(e)
+
+
+@pytest.fixture(scope="session")
+def story(
+    request: pytest.FixtureRequest, cluster: Cluster, start_server: Callable[..., Server], log_dir: Path
+) -> Story:
+    story = Story()
+    gate = Gate(cluster.control)
+    config = {**CONFIG, "lifecycle": {"grace_period_s": 0.5}}
+    server = start_server(["inspector", "gate"], config=config).wait()
+    wait_until_ready(server.address, ["inspector", "gate"])
+    gate.close()
+    workers = [Worker(kind, log_dir / f"restart-{kind}.log") for kind in chosen(request.config)]
+    try:
+        for worker in workers:
+            connection = Client(worker).connect(server.address)
+            connection.wait_for_link("up")
+            story.clients[worker.kind] = Told(connection, connection.model("inspector"), connection.model("gate"))
+
+        def before(kind: str, told: Told) -> None:
+            told.inspector.send(**BUDGET)
+            told.inspector.ok()
+            for _ in range(3):
+                told.gate.send({}, {"label": f"{kind} outstanding"}, **BUDGET)
+
+        def lost(kind: str, told: Told) -> None:
+            begin = time.monotonic()
+            told.lost = [told.gate.reply() for _ in range(3)]
+            told.lost_after_s = time.monotonic() - begin
+            told.connection.wait_for_link("down")
+            told.down = [told.gate.observe({}, {"label": f"{kind} stale"}, **BUDGET).status for _ in range(10)]
+
+        def back(kind: str, told: Told) -> None:
+            told.inspector.begin_first_ok(60.0)
+
+        def came_back(kind: str, told: Told) -> None:
+            told.back = told.inspector.end()
+            told.reconnects = told.connection.counters()["reconnects"]
+
+        def ask(kind: str, told: Told) -> None:
+            told.gate.send({}, {"label": f"{kind} last"}, **BUDGET)
+            # It waits from here on: what nobody reads before the link goes is lost with it.
+            told.gate.begin_next_reply()
+
+        def hear(kind: str, told: Told) -> None:
+            told.last = told.gate.end()
+
+        story.each(before)
+        gate.entered(1)
+        server.kill()
+        story.each(lost)
+        gate.open()
+        gate.close()
+        again = start_server(["inspector", "gate"], config=config, port=server.port)
+        story.each(back)
+        again.wait()
+        story.bound_at_s = time.monotonic()
+        story.each(came_back)
+        story.each(ask)
+        story.entered = gate.entered(1)
+        again.terminate()
+        story.each(hear)
+        story.exit_code = again.join(30)
+        gate.open()
+    finally:
+        for worker in workers:
+            worker.stop()
+    return story
+
+
+@pytest.fixture
+def told(story: Story, kind: str) -> Told:
+    if kind in story.broken:
+        pytest.fail(story.broken[kind])
+    return story.clients[kind]
+
+
+def test_what_was_outstanding_ended_link_lost(told: Told) -> None:
+    assert [(r.request_id, r.status, r.local) for r in told.lost] == [(i, LINK_LOST, True) for i in (2, 3, 4)]
+    assert told.lost_after_s < 10
+
+
+def test_sends_while_down_were_told_at_once(told: Told) -> None:
+    assert told.down == [NOT_SENT] * 10
+
+
+def test_back_within_a_second_of_the_bind(told: Told, story: Story) -> None:
+    assert "error" not in told.back, told.back
+    assert told.back["at_s"] - story.bound_at_s < 1.0, told.back
+    assert told.reconnects == 1
+
+
+def test_nothing_stale_was_delivered(told: Told, story: Story) -> None:
+    assert told.back
+    assert all(label.endswith("last") for label in story.entered), story.entered
+
+
+def test_a_stopping_server_answers_what_is_left(told: Told, story: Story) -> None:
+    assert told.last is not None
+    assert (told.last.status, told.last.local) == (SHUTTING_DOWN, False)
+    assert story.exit_code == 0
