@@ -31,6 +31,7 @@ from inferential.types import Body, Buffer, Observation
 
 logger = logging.getLogger("inferential.model")
 
+_ASYNC_WHERE_SYNC = "the model handed out a coroutine from a sync method: declare the method with `async def`"
 LOG_INTERVAL_S = 10.0  # a model that fails on every call must not fill the disk
 
 
@@ -143,6 +144,7 @@ class ModelCall:
         self._batch_context = infer_batch is not None and takes_context(infer_batch)
         self._wants_context = self._infer_context or self._batch_context
         self.batched = infer_batch is not None
+        self._plain = infer is not None and not self._infer_context
         self.is_async = any(_is_async(m) for m in (infer, infer_batch) if m is not None)
         self._logged_at = -INFINITY
 
@@ -156,9 +158,37 @@ class ModelCall:
 
     def run(self, items: Sequence[Item]) -> CallResult:
         """Runs a call of a sync model to its end in this thread. Never raises an Exception: failures are items."""
+        if len(items) == 1 and self._plain:
+            return self._run_plain(items[0])
         prepared = self.prepare(items)
         self.execute_sync(prepared)
         return self.finish(prepared)
+
+    def _run_plain(self, item: Item) -> CallResult:
+        """`run` for the usual case, without its detours: one item, and a model that takes one argument."""
+        infer = self._infer
+        assert infer is not None
+        inference_s = 0.0
+        body: Body | ItemError
+        try:
+            observation = wire.observation_arrays(item.observation, item.frames)
+            started = time.perf_counter()
+            try:
+                result = infer(observation)
+            finally:
+                inference_s = time.perf_counter() - started
+            if type(result) is not dict:
+                if inspect.iscoroutine(result):
+                    result.close()
+                    raise ModelError(_ASYNC_WHERE_SYNC)
+                if isinstance(result, BaseException):
+                    raise result
+            body = wire.encode_body(result, several_frames=item.observation.request_id != 0)
+        except (WireError, MissingDependencyError) as e:
+            body = ItemError(str(e))
+        except Exception as e:
+            body = self._failed(e)
+        return CallResult((body,), inference_s)
 
     async def run_async(self, items: Sequence[Item]) -> CallResult:
         """Runs a call of an async or sync model to its end on this loop."""
@@ -195,8 +225,7 @@ class ModelCall:
         except StopIteration:
             return
         running.close()
-        error = ItemError("the model is async where a sync one was declared: declare its methods with `async def`")
-        prepared.results = [error] * len(prepared.items)
+        prepared.results = [ItemError(_ASYNC_WHERE_SYNC)] * len(prepared.items)
 
     def finish(self, prepared: Prepared) -> CallResult:
         """Encodes the results. One that is no result fails alone."""

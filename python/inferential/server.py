@@ -28,7 +28,7 @@ from inferential.engine import Engine
 from inferential.errors import ConfigError, WireError
 from inferential.metrics.collector import Handler, MetricsCollector
 from inferential.metrics.prometheus import PrometheusExport
-from inferential.scheduling.request import Call, CallError, CallResult, Outcome, Replica
+from inferential.scheduling.request import CallError, CallResult, Outcome, Replica
 from inferential.transport import Peer, Transport
 from inferential.types import PROTOCOL_VERSION, Kind, Observation, Status, Timing
 
@@ -465,6 +465,13 @@ class Server:
         self._engine.complete(call_id, result, time.monotonic())
         self._flush()
 
+    def completed_all(self, results: Sequence[tuple[int, CallResult]]) -> None:
+        """See BackendEvents."""
+        now = time.monotonic()
+        for call_id, result in results:
+            self._engine.complete(call_id, result, now)
+        self._flush()
+
     def failed(self, call_id: int, error: CallError) -> None:
         """See BackendEvents."""
         self._engine.fail(call_id, error, time.monotonic())
@@ -491,16 +498,17 @@ class Server:
                     wall_ns, now = time.time_ns(), time.monotonic()
                     for outcome in outcomes:
                         self._answer(outcome, wall_ns, now)
-                for call in engine.take_abandoned():
-                    self._backends[call.model].abandon(call)
                 calls = engine.take_calls()
                 for call in calls:
-                    self._dispatch(call)
-                if not calls and not outcomes:
+                    self._backends[call.model].dispatch(call)
+                # Calls that ended at once, and connections found gone, leave the engine with more to say.
+                if not calls and not engine.unsettled:
                     break
+            for call in engine.take_abandoned():
+                self._backends[call.model].abandon(call)
         finally:
             self._flushing = False
-        transport.check_readable()
+            transport.check_readable()
         self._schedule_wakeup()
         if transport.active_clients != self._clients:
             self._clients = transport.active_clients
@@ -517,9 +525,6 @@ class Server:
     def _flush_now(self) -> None:
         self._flush_due = False
         self._flush()
-
-    def _dispatch(self, call: Call) -> None:
-        self._backends[call.model].dispatch(call)
 
     def _answer(self, outcome: Outcome, wall_ns: int, now: float) -> None:
         request = outcome.request

@@ -99,6 +99,7 @@ class Transport:
         self._retry: asyncio.TimerHandle | None = None
         self._sweep: asyncio.TimerHandle | None = None
         self._again: asyncio.Handle | None = None
+        self._sent = False  # since it was last asked whether there is something to read
         self.endpoint = ""
 
     # --- life cycle ---
@@ -128,7 +129,8 @@ class Transport:
 
     def _open_socket(self) -> None:
         bind = self._config.bind
-        socket = self._socket = self._context.socket(zmq.ROUTER)
+        socket = self._context.socket(zmq.ROUTER)
+        self._socket: Any = socket  # its methods' types are those of every option and every kind of socket
         socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.MAXMSGSIZE, self._config.max_message_bytes)
@@ -199,7 +201,8 @@ class Transport:
         if self._again is not None:
             self._again.cancel()
             self._again = None
-        recv, received, more = self._socket.recv, self._events.received, True
+        recv, received, more, alone = self._socket.recv, self._events.received, True, True
+        events = self._socket.get
         try:
             for _ in range(BURST):
                 routing_id = recv(_SEND)
@@ -215,19 +218,25 @@ class Transport:
                     peer = self._arrived(routing_id, frame, now)
                 peer.last_seen = now
                 received(peer, frames if framed and len(frames) >= 2 else None, now)
+                if alone:
+                    # Asking costs less than an attempt that fails, and most messages come alone.
+                    alone = False
+                    if not events(_EVENTS) & _POLLIN:
+                        more = False
+                        break
         except zmq.Again:
             more = False
         finally:
             if more:
                 self._again = self._loop.call_soon(self._readable)
             self._events.burst_ended()
-            self.check_readable()
 
     def check_readable(self) -> None:
-        """To be called after sending: a send may use up the signal that there is something to read."""
-        events: Any = self._socket.get(_EVENTS)
-        if self._again is None and events & _POLLIN:
-            self._again = self._loop.call_soon(self._readable)
+        """To be called when a round of sending is over: a send may use up the signal that there is something to read."""
+        if self._sent:
+            self._sent = False
+            if self._again is None and self._socket.get(_EVENTS) & _POLLIN:
+                self._again = self._loop.call_soon(self._readable)
 
     # --- connections ---
 
@@ -281,6 +290,7 @@ class Transport:
     def _try_send(self, peer: Peer, frames: Sequence[Buffer]) -> bool:
         """False: the connection is full. A connection that is gone is forgotten."""
         send = self._socket.send
+        self._sent = True
         try:
             send(peer.routing_id, _SEND_MORE)
         except zmq.Again:

@@ -104,6 +104,12 @@ def wire_dtype(dtype: np.dtype[Any]) -> DType | None:
 # --- tensors ---------------------------------------------------------------------------------------------------------
 
 
+# (serialised Tensor, size of its frame) -> what the checks made of it. Bounded in number, and each entry in bytes.
+_checked: dict[tuple[bytes, int], TensorSpec] = {}
+_MAX_CHECKED = 1024
+_MAX_CHECKED_BYTES = 512
+
+
 def _bad_tensor(key: str, request_id: int, what: str) -> WireError:
     return WireError(f"tensor {key!r}", what, request_id)
 
@@ -113,56 +119,70 @@ def _check_tensors(tensors: Iterable[Any], frame_sizes: Sequence[int], request_i
     specs: list[TensorSpec] = []
     seen: set[str] = set()
     for t in tensors:
-        key, number, length, offset, frame = t.key, t.dtype, t.byte_length, t.byte_offset, t.frame
-        shape = tuple(t.shape)
-        if not key:
-            raise _bad_tensor(key, request_id, "has no key")
-        if key in seen:
-            raise _bad_tensor(key, request_id, "key is used twice")
-        seen.add(key)
-        dtype = _DTYPES.get(number)
-        if dtype is None:
-            raise _bad_tensor(key, request_id, f"dtype {number} is unknown")
-        encoding = _ENCODINGS.get(t.encoding)
-        if encoding is None:
-            raise _bad_tensor(key, request_id, f"encoding {t.encoding} is unknown")
-        if frame >= len(frame_sizes):
-            raise _bad_tensor(key, request_id, f"frame {frame}, but the message has {len(frame_sizes)} payload frames")
-        size = frame_sizes[frame]
-        # Python integers don't overflow: the sum is exact.
-        if offset + length > size:
-            raise _bad_tensor(
-                key,
-                request_id,
-                f"byte_offset {offset} + byte_length {length} is past the end of its frame of {size} bytes",
-            )
-        if len(shape) > MAX_DIMENSIONS:
-            raise _bad_tensor(
-                key, request_id, f"shape has {len(shape)} dimensions, at most {MAX_DIMENSIONS} are allowed"
-            )
-        if min(shape, default=0) < 0:
-            raise _bad_tensor(key, request_id, f"shape {list(shape)} has a negative dimension")
-        if 0 in shape and math.prod(n for n in shape if n) * _ITEMSIZE[dtype] > MAX_ARRAY_BYTES:
-            raise _bad_tensor(key, request_id, f"shape {list(shape)} is larger than any array can be")
-        if encoding is Encoding.RAW:
-            need = math.prod(shape) * _ITEMSIZE[dtype]
-            if need != length:
-                raise _bad_tensor(
-                    key, request_id, f"shape {list(shape)} of {dtype.name} needs {need} bytes, byte_length is {length}"
-                )
-        elif dtype is not DType.UINT8:
-            raise _bad_tensor(key, request_id, f"dtype of a {encoding.name} image is UINT8, not {dtype.name}")
-        elif len(shape) != 3 or shape[2] not in (1, 3, 4) or not all(1 <= n <= MAX_IMAGE_SIDE for n in shape):
-            raise _bad_tensor(
-                key,
-                request_id,
-                f"an image's shape is (height, width, channels) with sides up to {MAX_IMAGE_SIDE} "
-                f"and 1, 3 or 4 channels, not {list(shape)}",
-            )
-        elif length == 0:
-            raise _bad_tensor(key, request_id, "byte_length of an image is 0")
-        specs.append(TensorSpec(key, dtype, shape, offset, length, t.timestamp_ns, encoding, frame))
+        frame = t.frame
+        # A client or a model sends the same layout each time: what was found right once need not be checked again.
+        layout = (t.SerializeToString(), frame_sizes[frame] if frame < len(frame_sizes) else -1)
+        spec = _checked.get(layout)
+        if spec is None:
+            spec = _check_tensor(t, frame_sizes, seen, request_id)
+            if len(layout[0]) <= _MAX_CHECKED_BYTES and not spec.timestamp_ns:  # a timestamp hardly comes again
+                if len(_checked) >= _MAX_CHECKED:
+                    _checked.clear()
+                _checked[layout] = spec
+        elif spec.key in seen:
+            raise _bad_tensor(spec.key, request_id, "key is used twice")
+        seen.add(spec.key)
+        specs.append(spec)
     return tuple(specs)
+
+
+def _check_tensor(t: Any, frame_sizes: Sequence[int], seen: set[str], request_id: int) -> TensorSpec:
+    key, number, length, offset, frame = t.key, t.dtype, t.byte_length, t.byte_offset, t.frame
+    shape = tuple(t.shape)
+    if not key:
+        raise _bad_tensor(key, request_id, "has no key")
+    if key in seen:
+        raise _bad_tensor(key, request_id, "key is used twice")
+    dtype = _DTYPES.get(number)
+    if dtype is None:
+        raise _bad_tensor(key, request_id, f"dtype {number} is unknown")
+    encoding = _ENCODINGS.get(t.encoding)
+    if encoding is None:
+        raise _bad_tensor(key, request_id, f"encoding {t.encoding} is unknown")
+    if frame >= len(frame_sizes):
+        raise _bad_tensor(key, request_id, f"frame {frame}, but the message has {len(frame_sizes)} payload frames")
+    size = frame_sizes[frame]
+    # Python integers don't overflow: the sum is exact.
+    if offset + length > size:
+        raise _bad_tensor(
+            key,
+            request_id,
+            f"byte_offset {offset} + byte_length {length} is past the end of its frame of {size} bytes",
+        )
+    if len(shape) > MAX_DIMENSIONS:
+        raise _bad_tensor(key, request_id, f"shape has {len(shape)} dimensions, at most {MAX_DIMENSIONS} are allowed")
+    if min(shape, default=0) < 0:
+        raise _bad_tensor(key, request_id, f"shape {list(shape)} has a negative dimension")
+    if 0 in shape and math.prod(n for n in shape if n) * _ITEMSIZE[dtype] > MAX_ARRAY_BYTES:
+        raise _bad_tensor(key, request_id, f"shape {list(shape)} is larger than any array can be")
+    if encoding is Encoding.RAW:
+        need = math.prod(shape) * _ITEMSIZE[dtype]
+        if need != length:
+            raise _bad_tensor(
+                key, request_id, f"shape {list(shape)} of {dtype.name} needs {need} bytes, byte_length is {length}"
+            )
+    elif dtype is not DType.UINT8:
+        raise _bad_tensor(key, request_id, f"dtype of a {encoding.name} image is UINT8, not {dtype.name}")
+    elif len(shape) != 3 or shape[2] not in (1, 3, 4) or not all(1 <= n <= MAX_IMAGE_SIDE for n in shape):
+        raise _bad_tensor(
+            key,
+            request_id,
+            f"an image's shape is (height, width, channels) with sides up to {MAX_IMAGE_SIDE} "
+            f"and 1, 3 or 4 channels, not {list(shape)}",
+        )
+    elif length == 0:
+        raise _bad_tensor(key, request_id, "byte_length of an image is 0")
+    return TensorSpec(key, dtype, shape, offset, length, t.timestamp_ns, encoding, frame)
 
 
 def tensor_bytes(spec: TensorSpec, frames: Sequence[Buffer]) -> memoryview:
@@ -362,8 +382,9 @@ def parse_observation(envelope: Buffer, frame_sizes: Sequence[int]) -> Observati
     if len(entries) > MAX_TENSORS:
         raise WireError("tensors", f"{len(entries)} of them, at most {MAX_TENSORS} are allowed", request_id)
     tensors = _check_tensors(entries, frame_sizes, request_id)
-    metadata = dict(m.metadata)
-    if metadata:
+    metadata: dict[str, str] = {}
+    if len(m.metadata):
+        metadata.update(m.metadata)
         for spec in tensors:
             if spec.key in metadata:
                 raise WireError(f"metadata {spec.key!r}", "has the name of a tensor", request_id)
@@ -442,25 +463,75 @@ def encode_observation(observation: Observation, packed: Packed | None = None) -
 # --- responses -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
 class Response:
-    """A validated ModelResponse with its payload frames. `status` and `reason` unknown here stay plain numbers."""
+    """A validated ModelResponse with its payload frames. `status` and `reason` unknown here stay plain numbers.
 
-    model_id: str
-    request_id: int
-    status: int
-    reason: int
-    error: str
-    retry_after_ms: float
-    timing: Timing
-    timestamp_ns: int
-    observation_timestamp_ns: int
-    phase_shift_ms: float
-    protocol_version: int
-    response_id: str
-    metadata: Mapping[str, str]
-    tensors: tuple[TensorSpec, ...]
-    frames: Sequence[Buffer]
+    Attributes:
+        model_id, request_id, status: as in docs/protocol.md, section 4, as all the properties.
+        tensors: where each tensor lies in `frames`.
+    """
+
+    __slots__ = ("_message", "frames", "model_id", "request_id", "status", "tensors")
+
+    def __init__(self, message: pb.ModelResponse, tensors: tuple[TensorSpec, ...], frames: Sequence[Buffer]) -> None:
+        self._message = message
+        self.model_id: str = message.model_id
+        self.request_id: int = message.request_id
+        self.status: int = message.status
+        self.tensors = tensors
+        self.frames = frames
+
+    @property
+    def reason(self) -> int:
+        """Finer than status."""
+        return self._message.reason
+
+    @property
+    def error(self) -> str:
+        """For people."""
+        return self._message.error
+
+    @property
+    def retry_after_ms(self) -> float:
+        """With REJECTED and UNAVAILABLE."""
+        return self._message.retry_after_ms
+
+    @property
+    def timing(self) -> Timing:
+        """Where the time went."""
+        t = self._message.timing
+        inference_ms = t.inference_ms or self._message.inference_latency_ms
+        return Timing(t.queue_ms, inference_ms, t.server_ms, t.batch_size, t.replica)
+
+    @property
+    def timestamp_ns(self) -> int:
+        """The server's wall clock at sending."""
+        return self._message.timestamp_ns
+
+    @property
+    def observation_timestamp_ns(self) -> int:
+        """Echoed; 0 from a v1 server."""
+        return self._message.observation_timestamp_ns
+
+    @property
+    def phase_shift_ms(self) -> float:
+        """A hint: delay the next observation by this, once."""
+        return self._message.phase_shift_ms
+
+    @property
+    def protocol_version(self) -> int:
+        """2; 0 from a v1 server."""
+        return self._message.protocol_version
+
+    @property
+    def response_id(self) -> str:
+        """The server's name for it."""
+        return self._message.response_id
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The model's strings, a copy."""
+        return dict(self._message.metadata)
 
 
 def parse_response(envelope: Buffer, frames: Sequence[Buffer]) -> Response:
@@ -474,24 +545,7 @@ def parse_response(envelope: Buffer, frames: Sequence[Buffer]) -> Response:
     except DecodeError:
         raise WireError("envelope", "is not a protobuf ModelResponse") from None
     tensors = _check_tensors(m.tensors, [memoryview(f).nbytes for f in frames], m.request_id) if m.tensors else ()
-    t = m.timing
-    return Response(
-        m.model_id,
-        m.request_id,
-        m.status,
-        m.reason,
-        m.error,
-        m.retry_after_ms,
-        Timing(t.queue_ms, t.inference_ms or m.inference_latency_ms, t.server_ms, t.batch_size, t.replica),
-        m.timestamp_ns,
-        m.observation_timestamp_ns,
-        m.phase_shift_ms,
-        m.protocol_version,
-        m.response_id,
-        dict(m.metadata),
-        tensors,
-        frames,
-    )
+    return Response(m, tensors, frames)
 
 
 def encode_body(result: Any, *, several_frames: bool) -> Body:
@@ -515,14 +569,21 @@ def encode_body(result: Any, *, several_frames: bool) -> Body:
         packed = pack_tensors(arrays, several_frames=several_frames)
     except (ObservationError, ValueError, TypeError) as e:
         raise ModelError(f"the model returned what is no result: {e}") from None
-    m = pb.ModelResponse()
-    for entry in packed.tensors:
-        m.tensors.add(**entry)
+    envelope = _encode_tensors(tuple([tuple(entry.items()) for entry in packed.tensors]))
     if strings:
-        m.metadata.update(strings)
+        envelope += pb.ModelResponse(metadata=strings).SerializeToString()
     # A model may write to its small arrays again before they are sent; copying them costs nothing.
     frames = [f if len(f) >= LARGE_TENSOR_BYTES else bytes(f) for f in packed.frames]
-    return Body(m.SerializeToString(), frames)
+    return Body(envelope, frames)
+
+
+@functools.lru_cache(maxsize=256)
+def _encode_tensors(entries: tuple[tuple[tuple[str, Any], ...], ...]) -> bytes:
+    """A model's results have the same names and shapes again and again."""
+    m = pb.ModelResponse()
+    for entry in entries:
+        m.tensors.add(**dict(entry))
+    return m.SerializeToString()
 
 
 def encode_response(
