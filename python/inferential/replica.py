@@ -1,7 +1,10 @@
 """The direct path, the model's end: inside a Serve replica, takes calls from all servers that know this model.
 
-Threads: one does the I/O with all servers and nothing else; one looks up in Ray which servers there are; the model runs on
-threads of its own (sync) or on Serve's event loop (async). Heartbeats are ZMQ's own and need none of them.
+Threads: one leads, that is, it does the I/O with all servers; one stands by; one looks up in Ray which servers there are. The
+model runs on threads of its own (sync) or on Serve's event loop (async). A sync model that has been quick so far is run by the
+leading thread itself, as handing a call to another thread and back costs more than such a model; where it takes longer
+than a millisecond after all, the thread that stands by takes over the sockets, so no inference ever stops the I/O.
+Heartbeats are ZMQ's own and need none of these threads.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import contextlib
 import logging
 import os
 import queue
+import selectors
 import threading
 import time
 from collections import deque
@@ -35,6 +39,12 @@ DISCOVERY_INTERVAL_S = 0.3
 FORGET_AFTER_S = 30.0
 """A server whose key does not change and whose socket cannot be reached for this long is forgotten."""
 FAREWELL_S = 1.0
+TAKE_OVER_S = 0.001
+QUICK_S = 0.0003
+"""A model whose calls take less is run by the thread that leads."""
+LEARNED_CALLS = 32
+"""So many calls must have been seen before that."""
+BURST = 64  # messages read from a server before calls are run
 _RELEVANT = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 
@@ -49,7 +59,7 @@ class Identity:
 
 @dataclass(slots=True, eq=False)
 class _Server:
-    """The link to one server. Touched by the I/O thread only."""
+    """The link to one server. Touched only by the thread that leads."""
 
     endpoint: Endpoint
     socket: Any
@@ -106,7 +116,16 @@ class ReplicaLinks:
         self._limit = max(1, max_ongoing())
         self._servers: dict[str, _Server] = {}
         self._commands: deque[Callable[[], None]] = deque()
+        self._pending: deque[_Job] = deque()  # received, not yet given to the model
         self._finished: deque[tuple[_Job, bytes, list[Any]]] = deque()
+        self._mutex = threading.Lock()  # guards the next four
+        self._leader = 0  # ident of the thread that leads
+        self._inline_since = 0.0  # when the leader began to run a call itself; 0: it does not
+        self._armed = False  # whether the thread that stands by watches the leader
+        self._standing_by = False
+        self._guard = threading.Semaphore(0)
+        self._call_s = 1.0  # moving average of what a call takes
+        self._calls_seen = 0
         self._asleep = False
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -126,7 +145,8 @@ class ReplicaLinks:
 
     def start(self, ready: Callable[[], bool]) -> None:
         """Begins to look for servers once `ready` (asked in a thread, may block) says so."""
-        threading.Thread(target=self._io, name="inferential-io", daemon=True).start()
+        for name in ("inferential-io-a", "inferential-io-b"):
+            threading.Thread(target=self._serve, name=name, daemon=True).start()
         threading.Thread(target=self._discover, args=(ready,), name="inferential-discovery", daemon=True).start()
 
     @property
@@ -207,17 +227,51 @@ class ReplicaLinks:
                 if limit != self._limit:
                     self._command(lambda n=limit: self._set_limit(n))  # type: ignore[misc]
 
-    # --- the I/O thread ---
+    # --- leading and standing by ---
 
-    def _io(self) -> None:
-        self._context = zmq.Context(io_threads=1)
-        self._poller = zmq.Poller()
-        self._poller.register(self._wake_read, zmq.POLLIN)
+    def _serve(self) -> None:
+        me = threading.get_ident()
+        with self._mutex:
+            first = not self._leader
+            if first:
+                self._leader = me
+        if first:
+            self._begin()
         while not self._closed.is_set():
+            if self._leader != me:
+                self._stand_by(me)
+                continue
             try:
                 self._turn()
             except Exception:  # never let one bad message end all links
                 logger.exception("%s: error in the link to a server", self._identity.replica)
+        self._guard.release()  # who stands by may go
+        if self._leader == me:
+            self._end()
+
+    def _stand_by(self, me: int) -> None:
+        """Waits until the leader is busy with a call for too long, then leads."""
+        with self._mutex:
+            self._standing_by = True
+        self._guard.acquire()
+        while not self._closed.is_set():
+            time.sleep(TAKE_OVER_S)
+            with self._mutex:
+                if not self._inline_since:
+                    self._armed = False
+                    break
+                if time.monotonic() - self._inline_since > TAKE_OVER_S:
+                    self._inline_since = 0.0
+                    self._leader = me
+                    self._armed = self._standing_by = False
+                    break
+
+    def _begin(self) -> None:
+        self._context = zmq.Context(io_threads=1)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._wake_read, selectors.EVENT_READ)
+
+    def _end(self) -> None:
         for name in list(self._servers):
             self._close(name)
         self._context.destroy(linger=200)
@@ -225,27 +279,88 @@ class ReplicaLinks:
             self._queue.put(None)
 
     def _turn(self) -> None:
-        finished, commands = self._finished, self._commands
-        while commands:
-            commands.popleft()()
-        while finished:
-            self._answer(*finished.popleft())
+        """Does all that can be done now, then waits. Returns at once when another thread leads."""
+        finished, commands, pending = self._finished, self._commands, self._pending
+        while True:
+            while commands:
+                commands.popleft()()
+            # A send may use up the signal that there is something to read: read until a round brings nothing.
+            more = False
+            for server in list(self._servers.values()):
+                more = self._read(server) or more
+            if not (more or pending or finished):
+                break
+            while finished:
+                self._answer(*finished.popleft())
+            while pending:
+                if not self._start(pending.popleft()):
+                    return
         if self._draining:
             self._try_to_leave()
         self._asleep = True
         if finished or commands or self._closed.is_set():
             self._asleep = False
             return
-        ready = dict(self._poller.poll(100 if self._draining else 1000))
+        ready = self._selector.select(0.1 if self._draining else 1.0)
         self._asleep = False
-        if self._wake_read in ready:
-            with contextlib.suppress(BlockingIOError):
-                os.read(self._wake_read, 4096)
-        for server in list(self._servers.values()):
-            if server.socket in ready:
-                self._read(server)
-            if server.monitor in ready:
-                self._read_monitor(server)
+        for key, _ in ready:
+            if key.data is not None:
+                self._read_monitor(key.data)
+            elif key.fd == self._wake_read:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._wake_read, 4096)
+
+    def _start(self, job: _Job) -> bool:
+        """Gives a call to the model; False where this thread does not lead any more afterwards."""
+        if self._model.is_async:
+            self._loop.call_soon_threadsafe(self._spawn, job)
+            return True
+        quick = self._call_s < QUICK_S and self._calls_seen >= LEARNED_CALLS
+        if quick and self._standing_by and self._queue.empty() and self._thread_gate.acquire(blocking=False):
+            return self._run_here(job)
+        self._queue.put(job)
+        # One more than may run, so that the next call is decoded while they do.
+        if len(self._workers) <= self._limit and (not self._workers or self._queue.qsize()):
+            worker = threading.Thread(target=self._work, name=f"inferential-model-{len(self._workers)}", daemon=True)
+            self._workers.append(worker)
+            worker.start()
+        return True
+
+    def _run_here(self, job: _Job) -> bool:
+        started = time.monotonic()
+        with self._mutex:
+            self._inline_since = started
+            if not self._armed:
+                self._armed = True
+                self._guard.release()
+        try:
+            try:
+                prepared = self._prepare(job)
+                if self._still_wanted(job, prepared):
+                    self._model.execute_sync(prepared)
+            finally:
+                self._thread_gate.release()
+            answer = self._encode(job, self._model.finish(prepared))
+        except BaseException as e:
+            answer = self._encode_failure(job, e)
+        with self._mutex:
+            leads = self._inline_since == started
+            if leads:
+                self._inline_since = 0.0
+        self._learn(time.monotonic() - started)
+        if leads:
+            self._answer(*answer)
+        else:
+            self._finished.append(answer)
+            self._wake()
+        return leads
+
+    def _learn(self, took_s: float) -> None:
+        self._calls_seen += 1
+        weight = 0.5 if took_s > self._call_s else 0.1  # quick to see that a model is slow
+        self._call_s += weight * (took_s - self._call_s)
+
+    # --- links (whoever leads) ---
 
     def _open(self, endpoint: Endpoint) -> None:
         if self._draining or endpoint.server in self._servers:
@@ -253,7 +368,7 @@ class ReplicaLinks:
         address = endpoint.local if endpoint.node == self._identity.node else endpoint.remote
         if not address:
             return
-        socket = self._context.socket(zmq.DEALER)
+        socket: Any = self._context.socket(zmq.DEALER)
         for option, value in (
             (zmq.IMMEDIATE, 1),
             (zmq.LINGER, 200),
@@ -266,10 +381,11 @@ class ReplicaLinks:
         ):
             socket.setsockopt(option, value)
         server = _Server(endpoint, socket, socket.get_monitor_socket(_RELEVANT))
-        self._poller.register(socket, zmq.POLLIN)
-        self._poller.register(server.monitor, zmq.POLLIN)
+        self._selector.register(socket.getsockopt(zmq.FD), selectors.EVENT_READ)
+        self._selector.register(server.monitor.getsockopt(zmq.FD), selectors.EVENT_READ, server)
         self._servers[endpoint.server] = server
         socket.connect(address)
+        self._read_monitor(server)
 
     def _close_if_down(self, name: str) -> None:
         server = self._servers.get(name)
@@ -281,8 +397,8 @@ class ReplicaLinks:
         if server is None:
             return
         self._detach(server)
-        self._poller.unregister(server.socket)
-        self._poller.unregister(server.monitor)
+        self._selector.unregister(server.socket.getsockopt(zmq.FD))
+        self._selector.unregister(server.monitor.getsockopt(zmq.FD))
         server.socket.disable_monitor()
         server.monitor.close(linger=0)
         server.socket.close()
@@ -318,20 +434,24 @@ class ReplicaLinks:
                 elif event["event"] == zmq.EVENT_DISCONNECTED:
                     self._detach(server)
 
-    def _read(self, server: _Server) -> None:
+    def _read(self, server: _Server) -> bool:
+        """Reads a burst of messages; True where there may be more."""
         with contextlib.suppress(zmq.Again):
-            while True:
+            for _ in range(BURST):
                 header, frames = link.receive(server.socket)
                 message = pb.ToReplica.FromString(header)
                 kind = message.WhichOneof("kind")
                 if kind == "call":
-                    self._take(server, message.call, frames)
+                    call = message.call
+                    job = server.jobs[call.id] = _Job(server, call.id, call, frames, time.monotonic())
+                    self._in_hand += len(call.items)
+                    self._pending.append(job)
                 elif kind == "load":
                     server.waiting, server.replicas = message.load.waiting, message.load.replicas
                 elif kind == "cancel":
-                    job = server.jobs.get(message.cancel.id)
-                    if job is not None:
-                        job.cancelled = True
+                    found = server.jobs.get(message.cancel.id)
+                    if found is not None:
+                        found.cancelled = True
                 elif kind == "challenge":
                     self._prove(server, message.challenge)
                 elif kind == "welcome":
@@ -346,6 +466,8 @@ class ReplicaLinks:
                 elif kind == "refused" and message.refused.reason != server.refused:
                     server.refused = message.refused.reason
                     logger.warning("%s: not attached: %s", self._identity.replica, server.refused)
+            return True
+        return False
 
     def _prove(self, server: _Server, challenge: Any) -> None:
         secret = server.endpoint.secret
@@ -376,19 +498,6 @@ class ReplicaLinks:
         self._thread_gate = threading.Semaphore(limit)
         self._loop_gate = asyncio.Semaphore(limit)
         self._divide()
-
-    def _take(self, server: _Server, call: Any, frames: Sequence[Any]) -> None:
-        job = server.jobs[call.id] = _Job(server, call.id, call, frames, time.monotonic())
-        self._in_hand += len(call.items)
-        if self._model.is_async:
-            self._loop.call_soon_threadsafe(self._spawn, job)
-            return
-        self._queue.put(job)
-        # One more than may run, so that the next call is decoded while they do.
-        if len(self._workers) <= self._limit and (not self._workers or self._queue.qsize()):
-            worker = threading.Thread(target=self._work, name=f"inferential-model-{len(self._workers)}", daemon=True)
-            self._workers.append(worker)
-            worker.start()
 
     def _answer(self, job: _Job, header: bytes, frames: list[Any]) -> None:
         server = job.server
@@ -424,13 +533,18 @@ class ReplicaLinks:
         """A model thread: decodes a call, waits for its turn, runs it, encodes the results."""
         while (job := self._queue.get()) is not None:
             try:
+                started = time.monotonic()
                 prepared = self._prepare(job)
+                took_s = time.monotonic() - started
                 with self._thread_gate:
                     if self._still_wanted(job, prepared):
                         self._model.execute_sync(prepared)
-                self._finish(job, self._model.finish(prepared))
+                self._learn(took_s + prepared.inference_s)
+                answer = self._encode(job, self._model.finish(prepared))
             except BaseException as e:  # even a SystemExit of the model must answer its call
-                self._fail(job, e)
+                answer = self._encode_failure(job, e)
+            self._finished.append(answer)
+            self._wake()
 
     def _spawn(self, job: _Job) -> None:
         task = self._loop.create_task(self._run_async(job))
@@ -443,11 +557,14 @@ class ReplicaLinks:
             async with self._loop_gate:
                 if self._still_wanted(job, prepared):
                     await self._model.execute(prepared)
-            self._finish(job, self._model.finish(prepared))
+            answer = self._encode(job, self._model.finish(prepared))
         except BaseException as e:
-            self._fail(job, e)
+            answer = self._encode_failure(job, e)
             if isinstance(e, asyncio.CancelledError):
                 raise
+        finally:
+            self._finished.append(answer)
+            self._wake()
 
     def _prepare(self, job: _Job) -> Prepared:
         items = []
@@ -472,7 +589,7 @@ class ReplicaLinks:
                 any_left = True
         return any_left
 
-    def _finish(self, job: _Job, result: CallResult) -> None:
+    def _encode(self, job: _Job, result: CallResult) -> tuple[_Job, bytes, list[Any]]:
         message = pb.ToServer()
         sent = message.result
         sent.id = job.id
@@ -485,10 +602,9 @@ class ReplicaLinks:
                 sent.items.add(envelope=item.envelope, frame_bytes=sizes)
             else:
                 sent.items.add(failed=True, error=item.message)
-        self._finished.append((job, message.SerializeToString(), frames))
-        self._wake()
+        return job, message.SerializeToString(), frames
 
-    def _fail(self, job: _Job, error: BaseException) -> None:
+    def _encode_failure(self, job: _Job, error: BaseException) -> tuple[_Job, bytes, list[Any]]:
         logger.error("%s: a call failed", self._identity.replica, exc_info=error)
         text = f"{type(error).__name__}: {error}"
-        self._finish(job, CallResult([ItemError(text)] * len(job.call.items), 0.0))
+        return self._encode(job, CallResult([ItemError(text)] * len(job.call.items), 0.0))

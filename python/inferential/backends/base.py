@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from inferential.scheduling.request import Call, CallError, CallResult, Replica
@@ -19,6 +20,9 @@ class BackendEvents(Protocol):
 
     def completed(self, call_id: int, result: CallResult) -> None:
         """A call ended. Results of calls that were given up meanwhile are ignored by the engine."""
+
+    def completed_all(self, results: Sequence[tuple[int, CallResult]]) -> None:
+        """Calls that ended, by id, reported together: what follows is decided once for all of them."""
 
     def failed(self, call_id: int, error: CallError) -> None:
         """A call failed as a whole."""

@@ -59,6 +59,7 @@ class DirectPath:
         self._peers: dict[bytes, _Peer] = {}
         self._by_fd: dict[int, _Peer] = {}
         self._replicas: dict[str, _Peer] = {}
+        self._results: list[tuple[int, CallResult]] = []  # of this burst
         self._again: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.server = secrets.token_hex(8)
@@ -72,7 +73,8 @@ class DirectPath:
         """Binds to loopback and begins to receive."""
         self._loop = asyncio.get_running_loop()
         self._context: Any = zmq.Context(io_threads=1)
-        socket = self._socket = self._context.socket(zmq.ROUTER)
+        socket: Any = self._context.socket(zmq.ROUTER)
+        self._socket = socket
         timeout_ms = self._config.dispatch.health_timeout_ms
         for option, value in (
             (zmq.ROUTER_MANDATORY, 1),
@@ -84,11 +86,11 @@ class DirectPath:
             (zmq.HEARTBEAT_TIMEOUT, max(100, int(timeout_ms * 3 / 4))),
         ):
             socket.setsockopt(option, value)
-        self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._monitor: Any = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         socket.bind("tcp://127.0.0.1:*")
         self._local = socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._loop.add_reader(socket.FD, self._readable)
-        self._loop.add_reader(self._monitor.FD, self._monitor_readable)
+        self._loop.add_reader(socket.getsockopt(zmq.FD), self._readable)
+        self._loop.add_reader(self._monitor.getsockopt(zmq.FD), self._monitor_readable)
         self._loop.call_soon(self._readable)
         self._loop.call_soon(self._monitor_readable)
         self._timer = self._loop.call_later(LOAD_INTERVAL_S, self._tell_load)
@@ -99,8 +101,8 @@ class DirectPath:
             self._timer.cancel()
         if self._again is not None:
             self._again.cancel()
-        self._loop.remove_reader(self._socket.FD)
-        self._loop.remove_reader(self._monitor.FD)
+        self._loop.remove_reader(self._socket.getsockopt(zmq.FD))
+        self._loop.remove_reader(self._monitor.getsockopt(zmq.FD))
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
         self._socket.close(linger=0)
@@ -202,11 +204,18 @@ class DirectPath:
             pass
         else:
             self._again = self._loop.call_soon(self._readable)
+        self._hand_over()
         self._check_readable()
+
+    def _hand_over(self) -> None:
+        """Reports what a burst brought, all at once."""
+        results, self._results = self._results, []
+        if results:
+            self._events.completed_all(results)
 
     def _check_readable(self) -> None:
         """A send may use up the signal that there is something to read."""
-        if self._again is None and int(self._socket.EVENTS) & zmq.POLLIN:
+        if self._again is None and self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
             self._again = self._loop.call_soon(self._readable)
 
     def _received(self, routing_id: bytes, fd: int, header: bytes, frames: list[Any]) -> None:
@@ -253,7 +262,7 @@ class DirectPath:
                 end = at + len(item.frame_bytes)
                 items.append(Body(item.envelope, frames[at:end]))
                 at = end
-        self._events.completed(result.id, CallResult(items, result.inference_ms / 1e3))
+        self._results.append((result.id, CallResult(items, result.inference_ms / 1e3)))
 
     # --- attaching ---
 
@@ -322,6 +331,7 @@ class DirectPath:
             del self._by_fd[peer.fd]
         hello = peer.hello
         if self._replicas.get(hello.replica) is peer:
+            self._hand_over()
             del self._replicas[hello.replica]
             logger.info("replica %s of model %s: %s", hello.replica, hello.model, reason)
             self._events.replica_down(hello.model, hello.replica, reason)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -61,6 +61,10 @@ class Driver:
 
     def completed(self, call_id: int, result: CallResult) -> None:
         self._end(call_id, result)
+
+    def completed_all(self, results: Sequence[tuple[int, CallResult]]) -> None:
+        for call_id, result in results:
+            self._end(call_id, result)
 
     def failed(self, call_id: int, error: CallError) -> None:
         self._end(call_id, error)
