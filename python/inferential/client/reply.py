@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy.typing as npt
 
-from inferential.types import Buffer, Encoding, Reason, Status, TensorSpec, Timing
-from inferential.wire import tensor_array
+from inferential.types import Encoding, Reason, Status, TensorSpec, Timing
+from inferential.wire import Response, tensor_array
 
 Array = npt.NDArray[Any]
 
@@ -68,12 +68,7 @@ class Reply(Mapping[str, Array]):
         reason: a Reason, finer than status; a number where it is unknown here.
         error: for people: what was wrong, where, what would be right.
         retry_after_ms: with REJECTED and UNAVAILABLE: a hint not to ask this model again before.
-        phase_shift_ms: a hint: delay the next observation by this much, once. Rate can follow it.
-        timing: where the time went on the server, in ms.
-        metadata: the model's strings.
         local: whether this process made it and not the server.
-        response_id: the server's name for this reply.
-        timestamp_ns: the server's wall clock at sending.
         observation_timestamp_ns: the wall clock of this client when it observed.
         step_ms: how long one action lasts, as told with the observation; 0 where it was not told.
         sent_s: when the observation was sent, and received_s when this reply was read (seconds of time.monotonic()).
@@ -82,51 +77,40 @@ class Reply(Mapping[str, Array]):
 
     __slots__ = (
         "_arrays",
-        "_frames",
+        "_response",
         "_specs",
         "age_ms",
         "error",
         "local",
-        "metadata",
         "model_id",
         "observation_timestamp_ns",
-        "phase_shift_ms",
         "reason",
         "received_s",
         "request_id",
-        "response_id",
         "retry_after_ms",
         "sent_s",
         "slot",
         "status",
         "step_ms",
-        "timestamp_ns",
-        "timing",
     )
 
     def __init__(
         self,
-        *,
         model_id: str,
         request_id: int,
         slot: str,
         status: Status | int,
+        *,
         reason: Reason | int = Reason.NONE,
         error: str = "",
         retry_after_ms: float = 0.0,
-        phase_shift_ms: float = 0.0,
-        timing: Timing | None = None,
-        metadata: Mapping[str, str] | None = None,
-        local: bool = False,
-        response_id: str = "",
-        timestamp_ns: int = 0,
         observation_timestamp_ns: int = 0,
         step_ms: float = 0.0,
         sent_s: float = 0.0,
         received_s: float = 0.0,
-        tensors: Sequence[TensorSpec] = (),
-        frames: Sequence[Buffer] = (),
+        response: Response | None = None,
     ) -> None:
+        """`response` is the server's message; without one this process made the reply."""
         self.model_id = model_id
         self.request_id = request_id
         self.slot = slot
@@ -134,20 +118,40 @@ class Reply(Mapping[str, Array]):
         self.reason = reason
         self.error = error
         self.retry_after_ms = retry_after_ms
-        self.phase_shift_ms = phase_shift_ms
-        self.timing = timing or Timing()
-        self.metadata: Mapping[str, str] = metadata or {}
-        self.local = local
-        self.response_id = response_id
-        self.timestamp_ns = timestamp_ns
         self.observation_timestamp_ns = observation_timestamp_ns
         self.step_ms = step_ms
         self.sent_s = sent_s
         self.received_s = received_s
         self.age_ms = (received_s - sent_s) * 1e3
-        self._specs = {spec.key: spec for spec in tensors}
-        self._frames = frames
+        self.local = response is None
+        self._response = response
+        self._specs = {} if response is None else {spec.key: spec for spec in response.tensors}
         self._arrays: dict[str, Array] = {}
+
+    @property
+    def timing(self) -> Timing:
+        """Where the time went on the server, in ms; zeros where it did not say."""
+        return Timing() if self._response is None else self._response.timing
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The model's strings, a copy."""
+        return {} if self._response is None else self._response.metadata
+
+    @property
+    def phase_shift_ms(self) -> float:
+        """A hint: delay the next observation by this much, once. Rate can follow it."""
+        return 0.0 if self._response is None else self._response.phase_shift_ms
+
+    @property
+    def timestamp_ns(self) -> int:
+        """The server's wall clock at sending."""
+        return 0 if self._response is None else self._response.timestamp_ns
+
+    @property
+    def response_id(self) -> str:
+        """The server's name for this reply."""
+        return "" if self._response is None else self._response.response_id
 
     @property
     def ok(self) -> bool:
@@ -199,11 +203,12 @@ class Reply(Mapping[str, Array]):
         return f"<Reply {self.request_id} of {self.model_id!r}: {status}{error} {{{arrays}}} {self.age_ms:.1f} ms old>"
 
     def _read(self, spec: TensorSpec) -> Array:
+        assert self._response is not None  # it holds the spec
         if spec.encoding is Encoding.RAW:
-            return tensor_array(spec, self._frames)
+            return tensor_array(spec, self._response.frames)
         from inferential.images import decode
 
-        return decode(spec, self._frames)
+        return decode(spec, self._response.frames)
 
     def _missing(self, key: object) -> str:
         if key in self.metadata:

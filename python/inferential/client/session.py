@@ -221,14 +221,13 @@ class Session:
             if now < held.until_s:
                 self._stats.held_off += 1
                 reply = Reply(
-                    model_id=inbox.model_id,
-                    request_id=request_id,
-                    slot=slot,
-                    status=held.status,
+                    inbox.model_id,
+                    request_id,
+                    slot,
+                    held.status,
                     reason=held.reason,
                     error=held.error,
                     retry_after_ms=(held.until_s - now) * 1e3,
-                    local=True,
                     observation_timestamp_ns=timestamp_ns,
                     step_ms=step_ms,
                     sent_s=now,
@@ -307,39 +306,31 @@ class Session:
     def _answer(self, pending: Pending, response: Response, now: float) -> None:
         inbox = pending.inbox
         status = _STATUSES.get(response.status, response.status)
-        reason = _REASONS.get(response.reason, response.reason)
+        reply = Reply(
+            inbox.model_id,
+            pending.request_id,
+            pending.slot,
+            status,
+            observation_timestamp_ns=pending.timestamp_ns,
+            step_ms=pending.step_ms,
+            sent_s=pending.sent_s,
+            received_s=now,
+            response=response,
+        )
         if status == Status.OK:
             self._stats.ok += 1
         else:
             self._stats.not_ok += 1
-            wait_ms = response.retry_after_ms
+            reply.error = response.error
+            reply.reason = _REASONS.get(response.reason, response.reason)
+            reply.retry_after_ms = wait_ms = response.retry_after_ms
             if self._hold_off and wait_ms > 0 and status in (Status.REJECTED, Status.UNAVAILABLE):
-                inbox.hold_off = _HoldOff(
-                    now + min(wait_ms, _MAX_HOLD_OFF_MS) / 1e3, Status(status), reason, response.error
-                )
-        if response.phase_shift_ms > 0:
-            inbox.phase_shift_ms = response.phase_shift_ms
+                until_s = now + min(wait_ms, _MAX_HOLD_OFF_MS) / 1e3
+                inbox.hold_off = _HoldOff(until_s, Status(status), reply.reason, reply.error)
+        shift_ms = response.phase_shift_ms
+        if shift_ms > 0:
+            inbox.phase_shift_ms = shift_ms
         self._forget(pending)
-        reply = Reply(
-            model_id=inbox.model_id,
-            request_id=pending.request_id,
-            slot=pending.slot,
-            status=status,
-            reason=reason,
-            error=response.error,
-            retry_after_ms=response.retry_after_ms,
-            phase_shift_ms=response.phase_shift_ms,
-            timing=response.timing,
-            metadata=response.metadata,
-            response_id=response.response_id,
-            timestamp_ns=response.timestamp_ns,
-            observation_timestamp_ns=response.observation_timestamp_ns or pending.timestamp_ns,  # v1 echoes none
-            step_ms=pending.step_ms,
-            sent_s=pending.sent_s,
-            received_s=now,
-            tensors=response.tensors,
-            frames=response.frames,
-        )
         self._deliver(inbox, reply)
 
     def _receive_bad(self, error: WireError, now: float) -> None:
@@ -382,12 +373,11 @@ class Session:
     def _end(self, pending: Pending, status: Status, error: str, now: float) -> None:
         self._forget(pending)
         reply = Reply(
-            model_id=pending.inbox.model_id,
-            request_id=pending.request_id,
-            slot=pending.slot,
-            status=status,
+            pending.inbox.model_id,
+            pending.request_id,
+            pending.slot,
+            status,
             error=error,
-            local=True,
             observation_timestamp_ns=pending.timestamp_ns,
             step_ms=pending.step_ms,
             sent_s=pending.sent_s,

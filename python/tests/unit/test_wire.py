@@ -277,6 +277,28 @@ def test_a_response_comes_back_whole() -> None:
     assert wire.tensor_array(r.tensors[0], r.frames).tolist() == [0.0, 1.0, 2.0]
 
 
+def test_a_layout_seen_before_is_still_checked() -> None:
+    """Against the frames of its own message, and for keys used twice."""
+    body = wire.encode_body({"actions": np.arange(3.0)}, several_frames=True)
+    frames = respond(body=body)
+    assert wire.parse_response(frames[1], frames[2:]).tensors == wire.parse_response(frames[1], frames[2:]).tensors
+    for payload in ([frames[2][:-1]], [b""]):
+        with pytest.raises(WireError, match="past the end"):
+            wire.parse_response(frames[1], payload)
+    with pytest.raises(WireError, match="used twice"):
+        wire.parse_response(frames[1] + body.envelope, frames[2:])
+
+
+def test_checked_layouts_take_bounded_memory() -> None:
+    for i in range(3000):
+        frames = respond(body=wire.encode_body({f"k{i}": np.arange(3.0)}, several_frames=True))
+        wire.parse_response(frames[1], frames[2:])
+    frames = respond(body=wire.encode_body({"k" * 100_000: np.arange(3.0)}, several_frames=True))
+    wire.parse_response(frames[1], frames[2:])
+    assert len(wire._checked) <= wire._MAX_CHECKED
+    assert max(len(layout) for layout, _ in wire._checked) <= wire._MAX_CHECKED_BYTES
+
+
 def test_an_error_response_says_all() -> None:
     frames = respond(status=Status.REJECTED, reason=Reason.QUEUE_FULL, error="full", retry_after_ms=12.0)
     r = wire.parse_response(frames[1], frames[2:])

@@ -26,11 +26,9 @@ def make(
     message = wire.pb.ModelResponse.FromString(frames[1])
     for entry in packed.tensors:
         message.tensors.add(**entry)
+    message.metadata.update(metadata or {})
     response = wire.parse_response(message.SerializeToString(), packed.frames or [b""])
-    return Reply(
-        model_id="policy", request_id=1, slot="", status=status, error=error, metadata=metadata,
-        tensors=response.tensors, frames=response.frames,
-    )  # fmt: skip
+    return Reply("policy", 1, "", status, error=error, response=response)
 
 
 def test_it_is_a_mapping_of_read_only_arrays() -> None:

@@ -185,7 +185,7 @@ def test_a_reply_tells_the_whole_story(client: Client) -> None:
     assert (found.timing.batch_size, found.timing.replica) == (4, "a")
     assert found.round_trip_ms == pytest.approx(20)
     assert found.age_ms == pytest.approx(25)
-    assert (found.observation_timestamp_ns, found.timestamp_ns, found.response_id) == (7, 1, "r1")
+    assert (found.observation_timestamp_ns, found.timestamp_ns, found.response_id) == (5, 1, "r1")
     assert found.step_ms == 20.0
     assert found.phase_shift_ms == 4.0
     assert not found.local

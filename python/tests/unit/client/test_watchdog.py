@@ -29,10 +29,7 @@ def fresh(step_ms: float = 20.0, tensors: Mapping[str, Any] = TENSORS) -> Reply:
         observation_timestamp_ns=1, body=wire.encode_body(tensors, several_frames=False),
     )  # fmt: skip
     response = wire.parse_response(frames[1], frames[2:])
-    return Reply(
-        model_id="m", request_id=1, slot="", status=Status.OK, step_ms=step_ms, sent_s=SENT_S, received_s=ARRIVED_S,
-        tensors=response.tensors, frames=response.frames,
-    )  # fmt: skip
+    return Reply("m", 1, "", Status.OK, step_ms=step_ms, sent_s=SENT_S, received_s=ARRIVED_S, response=response)
 
 
 def fall_back(fallback: Fallback | None, since_arrival_ms: float, *, reply: Reply | None = None) -> Action:
