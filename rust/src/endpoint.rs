@@ -78,7 +78,7 @@ impl Transport {
         for frame in &encoded.frames {
             messages.push(match frame.shared() {
                 Some(bytes) => Message::sharing(bytes.clone())?,
-                None => Message::with_size(frame.length, |target| frame.write(target))?,
+                None => Message::gather(frame.length, frame.pieces())?,
             });
         }
         let last = messages.len() - 1;

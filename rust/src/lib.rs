@@ -78,3 +78,8 @@ pub use tensor::{
 #[cfg(feature = "tokio")]
 pub use tokio::{AsyncConnection, AsyncModel};
 pub use watchdog::{Action, Fallback, Source};
+
+/// The programs of the README compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -32,8 +32,7 @@ pub enum Kind {
 pub struct Frame<'p> {
     /// Size of the frame in bytes.
     pub length: usize,
-    /// (offset, bytes), in order, without overlap.
-    pub pieces: Vec<(usize, &'p Data<'p>)>,
+    pieces: Vec<(usize, &'p Data<'p>)>,
 }
 
 impl Frame<'_> {
@@ -47,14 +46,9 @@ impl Frame<'_> {
         }
     }
 
-    /// Writes the frame into `target`, which has its length and holds zeros wherever no piece lies.
-    pub fn write(&self, target: &mut [u8]) {
-        for (offset, data) in &self.pieces {
-            let bytes = data.as_slice();
-            if let Some(place) = target.get_mut(*offset..offset + bytes.len()) {
-                place.copy_from_slice(bytes);
-            }
-        }
+    /// The pieces' offsets and bytes, in order, without overlap.
+    pub fn pieces(&self) -> impl Iterator<Item = (usize, &[u8])> {
+        self.pieces.iter().map(|(offset, data)| (*offset, data.as_slice()))
     }
 }
 

@@ -357,24 +357,28 @@ impl Message {
         Message(message)
     }
 
-    /// A frame of that many zero bytes, filled by `write`.
+    /// A frame of `length` bytes: copies of the pieces at their offsets, zeros between them.
     ///
     /// # Errors
-    /// Where there is no memory.
-    pub fn with_size(size: usize, write: impl FnOnce(&mut [u8])) -> io::Result<Message> {
+    /// Where there is no memory, or the pieces overlap, are not in order or do not fit.
+    pub fn gather<'p>(length: usize, pieces: impl Iterator<Item = (usize, &'p [u8])>) -> io::Result<Message> {
         let mut message = ffi::Msg { opaque: [0; 64] };
         // SAFETY: initialises `message` where it succeeds.
-        check(unsafe { ffi::zmq_msg_init_size(&mut message, size) })?;
+        check(unsafe { ffi::zmq_msg_init_size(&mut message, length) })?;
         let mut message = Message(message);
-        if size > 0 {
-            // SAFETY: the message has `size` bytes, which are initialised here before a slice of them exists, and
-            // nobody else refers to them.
-            let bytes = unsafe {
-                let data = ffi::zmq_msg_data(&mut message.0).cast::<u8>();
-                data.write_bytes(0, size);
-                slice::from_raw_parts_mut(data, size)
-            };
-            write(bytes);
+        // SAFETY: the message is initialised.
+        let data = unsafe { ffi::zmq_msg_data(&mut message.0) }.cast::<u8>();
+        let mut written = 0;
+        for (offset, piece) in pieces.chain([(length, &[][..])]) {
+            if offset < written || piece.len() > length.saturating_sub(offset) || offset > length {
+                return Err(io::Error::other(format!("a piece at {offset} after {written} of {length} bytes")));
+            }
+            // SAFETY: `data` has `length` bytes that nobody else refers to, and written <= offset <= offset + piece <= length.
+            unsafe {
+                data.add(written).write_bytes(0, offset - written);
+                data.add(offset).copy_from_nonoverlapping(piece.as_ptr(), piece.len());
+            }
+            written = offset + piece.len();
         }
         Ok(message)
     }
@@ -384,7 +388,7 @@ impl Message {
     /// # Errors
     /// Where there is no memory.
     pub fn copy_of(bytes: &[u8]) -> io::Result<Message> {
-        Message::with_size(bytes.len(), |target| target.copy_from_slice(bytes))
+        Message::gather(bytes.len(), std::iter::once((0, bytes)))
     }
 
     /// A frame that sends these bytes from where they lie and keeps them alive until then.
@@ -481,6 +485,18 @@ mod tests {
         assert_eq!(Arc::strong_count(&owner), 2);
         drop(message);
         assert_eq!(Arc::strong_count(&owner), 1);
+    }
+
+    #[test]
+    fn pieces_are_gathered_with_zeros_between_them() {
+        let gather = |length, pieces: &[(usize, &[u8])]| Message::gather(length, pieces.iter().copied());
+        let message = gather(9, &[(1, b"ab"), (4, b""), (5, b"c")]).unwrap();
+        assert_eq!(message.as_ref(), b"\0ab\0\0c\0\0\0");
+        assert_eq!(gather(0, &[]).unwrap().as_ref(), b"");
+        assert!(gather(9, &[(1, b"ab"), (2, b"c")]).is_err());
+        assert!(gather(9, &[(8, b"ab")]).is_err());
+        assert!(gather(9, &[(10, b"")]).is_err());
+        assert!(gather(9, &[(usize::MAX, b"a")]).is_err());
     }
 
     #[test]

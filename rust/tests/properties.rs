@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use inferential::observation::{Fields, Part};
 use inferential::session::{ModelKey, Session, SessionOptions, Step, Taken};
+use inferential::zmq::Message;
 use inferential::{proto, wire, DType, Encoding, Error, Reply, Status, Tensor};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -125,10 +126,9 @@ fn encode(fields: &Fields<'_>, several: bool) -> (proto::Observation, Vec<Bytes>
     let mut encoder = wire::Encoder::new("agent", "");
     let encoded = encoder.observe(1, 0, "policy", fields, several);
     let payloads = encoded.frames.iter().map(|frame| {
-        let mut bytes = vec![0; frame.length];
-        frame.write(&mut bytes);
-        assert!(frame.shared().is_none_or(|shared| shared == &bytes));
-        Bytes::from(bytes)
+        let bytes = Bytes::from(Message::gather(frame.length, frame.pieces()).unwrap());
+        assert!(frame.shared().is_none_or(|shared| *shared == bytes));
+        bytes
     });
     (proto::Observation::decode(encoded.envelope.as_slice()).unwrap(), payloads.collect())
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use inferential::observation::{Fields, Part};
+use inferential::zmq::Message;
 use inferential::{proto, wire, Tensors};
 use prost::Message as _;
 
@@ -221,9 +222,7 @@ fn observations_encoded_anew() {
 }
 
 fn payload(frame: &wire::Frame<'_>) -> Bytes {
-    let mut bytes = vec![0; frame.length];
-    frame.write(&mut bytes);
-    bytes.into()
+    Message::gather(frame.length, frame.pieces()).unwrap().into()
 }
 
 /// This crate sends observations and does not read them; what it shares with a server is the check of tensors.

@@ -3,7 +3,10 @@
 #![allow(dead_code)]
 
 use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -13,7 +16,7 @@ use bytes::Bytes;
 use inferential::proto;
 use inferential::wire;
 use inferential::zmq::{Context, IntOption, Message, Socket, SocketKind};
-use inferential::Tensors;
+use inferential::{DType, Tensor, Tensors};
 use prost::Message as _;
 
 /// Longest wait for anything that must come; far above what a busy machine needs.
@@ -192,7 +195,6 @@ impl Server {
     }
 
     fn order(&self, order: Order) {
-        use std::io::Write;
         let _ = self.orders.send(order);
         let _ = (&self.bell).write(&[0]);
     }
@@ -223,7 +225,6 @@ impl Drop for Server {
 
 fn wait(descriptor: &OwnedFd, clapper: &std::os::unix::net::UnixStream) {
     use rustix::event::{poll, PollFd, PollFlags};
-    use std::io::Read;
     let mut polled = [PollFd::new(descriptor, PollFlags::IN), PollFd::new(clapper, PollFlags::IN)];
     let _ = poll(&mut polled, None);
     let mut clapper = clapper;
@@ -257,5 +258,59 @@ fn send(socket: &Socket, answer: &Answer) {
     let last = frames.len() - 1;
     for (index, frame) in frames.into_iter().enumerate() {
         socket.send(frame, index < last).unwrap();
+    }
+}
+
+/// A tensor of every type, scalars and empty ones included.
+pub fn every_dtype() -> Tensors {
+    let mut tensors = Tensors::new();
+    for (index, &dtype) in DType::ALL.iter().enumerate() {
+        let bytes: Vec<u8> = (0..3 * dtype.size()).map(|byte| (byte * 37 + index) as u8).collect();
+        tensors.insert(dtype.name(), Tensor::from_bytes(dtype, &[3, 1], bytes).unwrap());
+    }
+    tensors.insert("scalar", Tensor::from_slice(&[0.5f64], &[]).unwrap());
+    tensors.insert("empty", Tensor::from_slice::<i64>(&[], &[0, 4]).unwrap());
+    tensors
+}
+
+/// Forwards one TCP connection after another to a server, until it is frozen: then it swallows everything, as a broken
+/// network does.
+pub struct Proxy {
+    pub address: String,
+    frozen: Arc<AtomicBool>,
+}
+
+impl Proxy {
+    pub fn to(server: &Server) -> Proxy {
+        let target = server.address.trim_start_matches("tcp://").to_owned();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let frozen = Arc::new(AtomicBool::new(false));
+        let state = Arc::clone(&frozen);
+        std::thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let Ok(server) = TcpStream::connect(&target) else { continue };
+                for (mut from, mut to) in [
+                    (client.try_clone().unwrap(), server.try_clone().unwrap()),
+                    (server.try_clone().unwrap(), client.try_clone().unwrap()),
+                ] {
+                    let frozen = Arc::clone(&state);
+                    std::thread::spawn(move || {
+                        let mut buffer = [0; 65536];
+                        while let Ok(length @ 1..) = from.read(&mut buffer) {
+                            if !frozen.load(Ordering::SeqCst) && to.write_all(&buffer[..length]).is_err() {
+                                break;
+                            }
+                        }
+                        let _ = to.shutdown(std::net::Shutdown::Both);
+                    });
+                }
+            }
+        });
+        Proxy { address, frozen }
+    }
+
+    pub fn freeze(&self) {
+        self.frozen.store(true, Ordering::SeqCst);
     }
 }

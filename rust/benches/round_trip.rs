@@ -1,0 +1,230 @@
+//! Round trip of the clients beside a raw libzmq DEALER, against the same echo server, in one run. Prints JSON.
+//!
+//!     cargo bench --bench round_trip [-- --check]
+//!
+//! `--check` fails above 1.25 times raw for 28 bytes and 1.15 times for 150,528 bytes (p50 of the blocking client).
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use inferential::zmq::{Context, IntOption, Message, Socket, SocketKind};
+use inferential::{proto, AsyncConnection, Connection};
+use prost::Message as _;
+use rustix::event::{poll, PollFd, PollFlags};
+
+/// (bytes, most times raw)
+const SIZES: [(usize, f64); 2] = [(28, 1.25), (150_528, 1.15)];
+/// Clients take turns in blocks, so that the machine's moods meet all of them.
+const BLOCKS: usize = 40;
+const TRIPS_PER_BLOCK: usize = 100;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Counts the allocations of each thread.
+struct Counting;
+
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn allocations() -> u64 {
+    ALLOCATIONS.with(Cell::get)
+}
+
+/// A socket and the descriptor to wait on.
+struct Raw {
+    socket: Socket,
+    descriptor: OwnedFd,
+}
+
+impl Raw {
+    fn new(kind: SocketKind) -> Raw {
+        let context = Context::new().unwrap();
+        let socket = context.socket(kind).unwrap();
+        socket.set(IntOption::Linger, 0).unwrap();
+        let descriptor = socket.descriptor().unwrap();
+        Raw { socket, descriptor }
+    }
+
+    fn receive(&self) -> Message {
+        loop {
+            if let Some(frame) = self.socket.receive().unwrap() {
+                return frame;
+            }
+            let _ = poll(&mut [PollFd::new(&self.descriptor, PollFlags::IN)], None);
+        }
+    }
+}
+
+/// Echoes the tensors of each observation, for ever.
+fn start_server() -> String {
+    let server = Raw::new(SocketKind::Router);
+    let address = server.socket.bind("tcp://127.0.0.1:*").unwrap();
+    std::thread::spawn(move || loop {
+        let peer = server.receive();
+        let delimiter = server.receive();
+        let observation = proto::Observation::decode(server.receive().as_ref()).unwrap();
+        let payload = server.receive();
+        let response = proto::ModelResponse {
+            client: observation.client,
+            tensors: observation.tensors,
+            model_id: observation.model_id,
+            request_id: observation.request_id,
+            protocol_version: 2,
+            ..Default::default()
+        };
+        for (frame, more) in [
+            (peer, true),
+            (delimiter, true),
+            (Message::copy_of(&response.encode_to_vec()).unwrap(), true),
+            (payload, false),
+        ] {
+            server.socket.send(frame, more).unwrap();
+        }
+    });
+    address
+}
+
+/// Times and allocations of one client.
+#[derive(Default)]
+struct Figures {
+    times: Vec<Duration>,
+    allocations: u64,
+}
+
+impl Figures {
+    /// One block of trips.
+    fn add(&mut self, mut trip: impl FnMut()) {
+        for _ in 0..TRIPS_PER_BLOCK {
+            let (start, before) = (Instant::now(), allocations());
+            trip();
+            self.times.push(start.elapsed());
+            self.allocations += allocations() - before;
+        }
+    }
+
+    fn microseconds(&mut self, quantile: f64) -> f64 {
+        self.times.sort();
+        self.times[(self.times.len() as f64 * quantile) as usize].as_secs_f64() * 1e6
+    }
+
+    fn json(&mut self) -> String {
+        format!(
+            "{{\"p50_us\": {:.1}, \"p99_us\": {:.1}, \"allocations\": {:.2}}}",
+            self.microseconds(0.5),
+            self.microseconds(0.99),
+            self.allocations as f64 / self.times.len() as f64
+        )
+    }
+}
+
+fn main() {
+    let check = std::env::args().any(|argument| argument == "--check");
+    let mut failed = false;
+    let mut results = Vec::new();
+    for (size, limit) in SIZES {
+        let address = start_server();
+        let bytes = vec![7u8; size];
+
+        let raw = Raw::new(SocketKind::Dealer);
+        raw.socket.connect(&address).unwrap();
+        let envelope = proto::Observation {
+            client: Some(proto::Client { id: "agent-01".to_owned(), r#type: "franka".to_owned() }),
+            timestamp_ns: 1,
+            model_id: "policy".to_owned(),
+            request_id: 1,
+            tensors: vec![proto::Tensor {
+                key: "state".to_owned(),
+                dtype: 5,
+                shape: vec![size as i64],
+                byte_length: size as u64,
+                encoding: 1,
+                ..Default::default()
+            }],
+            ..Default::default()
+        }
+        .encode_to_vec();
+        let raw_trip = || {
+            raw.socket.send(Message::new(), true).unwrap();
+            raw.socket.send(Message::copy_of(&envelope).unwrap(), true).unwrap();
+            raw.socket.send(Message::copy_of(&bytes).unwrap(), false).unwrap();
+            let [_, _, payload] = [raw.receive(), raw.receive(), raw.receive()];
+            assert_eq!(payload.as_ref().len(), size);
+        };
+
+        let connection = Connection::new(&address, "agent-01", "franka");
+        let model = connection.model("policy", 30.0, 1);
+        let blocking_trip = || {
+            model.observe().tensor_slice("state", &bytes, &[size]).send();
+            let result = model.get_result(10_000).expect("an answer");
+            assert_eq!(result["state"].as_slice::<u8>().expect("bytes").len(), size);
+        };
+
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let async_connection = AsyncConnection::new(&address, "agent-01", "franka");
+        let async_model = async_connection.model("policy", 30.0, 1);
+        let tokio_trip = || {
+            runtime.block_on(async {
+                async_model.observe().tensor_slice("state", &bytes, &[size]).send().await;
+                let result = async_model.get_result(10_000).await.expect("an answer");
+                assert_eq!(result["state"].as_slice::<u8>().expect("bytes").len(), size);
+            });
+        };
+
+        // What the caller saves who hands over memory in place of lending it.
+        let shared =
+            inferential::Tensor::from_bytes(inferential::DType::UInt8, &[size], Bytes::from(bytes.clone())).unwrap();
+        let owned_trip = || {
+            model.observe().tensor("state", shared.clone()).send();
+            assert!(model.get_result(10_000).is_some());
+        };
+
+        for _ in 0..200 {
+            raw_trip();
+            blocking_trip();
+            tokio_trip();
+            owned_trip();
+        }
+        let [mut raw_figures, mut blocking, mut tokio, mut owned] = [(); 4].map(|()| Figures::default());
+        for _ in 0..BLOCKS {
+            raw_figures.add(raw_trip);
+            blocking.add(blocking_trip);
+            tokio.add(tokio_trip);
+            owned.add(owned_trip);
+        }
+        let base = raw_figures.microseconds(0.5);
+        let ratio = blocking.microseconds(0.5) / base;
+        failed |= ratio > limit;
+        results.push(format!(
+            "{{\"bytes\": {size}, \"ratio\": {ratio:.3}, \"limit\": {limit}, \"tokio_ratio\": {:.3}, \"owned_ratio\": {:.3},\n  \
+             \"raw\": {}, \"blocking\": {}, \"tokio\": {}, \"blocking_owned\": {}}}",
+            tokio.microseconds(0.5) / base,
+            owned.microseconds(0.5) / base,
+            raw_figures.json(),
+            blocking.json(),
+            tokio.json(),
+            owned.json(),
+        ));
+    }
+    println!("{{\"sdk\": \"rust\", \"round_trip\": [\n{}\n]}}", results.join(",\n"));
+    if check && failed {
+        std::process::exit(1);
+    }
+}
