@@ -68,6 +68,26 @@ test-rust: setup-rust ## Its tests, doc-tests, clippy and formatting
 	@cd rust && cargo test $(CARGO_OPTIONS)
 	@cd rust && cargo clippy $(CARGO_OPTIONS) --all-targets -- -D warnings && cargo fmt --check
 
+##@ Conformance
+.PHONY: conformance
+conformance: setup-python setup-cpp setup-rust setup-peer ## Every client, in every language, against one behaviour (ARGS="-k name")
+	@scripts/apt-install.sh iproute2
+	@modules=$$(conformance/build.sh) && cd conformance && PYTHONPATH=$$modules $(PY) -m pytest $(ARGS)
+
+##@ Outside test-all, for their length
+.PHONY: bench bench-fleet bench-report fault soak fuzz sanitize lint-cpp
+bench: setup-python setup-peer setup-cpp setup-rust ## Benchmarks side by side (ARGS="roundtrip direct --rounds 5"), into docs/benchmarks
+	@$(PY) python/benchmarks/bench.py $(ARGS)
+bench-fleet: setup-python setup-peer ## How many robots one simulated GPU carries
+	@$(PY) python/benchmarks/bench_fleet.py $(ARGS)
+bench-report: setup-python ## Writes the results into docs/benchmarks.md
+	@$(PY) python/benchmarks/report.py
+sanitize: setup-cpp ## The C++ tests under the address and undefined behaviour sanitizers
+	@cpp/scripts/sanitize.sh
+lint-cpp: ## BUILD, MODULE.bazel and C++ formatting (installs npm and clang-format)
+	@scripts/apt-install.sh npm clang-format
+	@cpp/scripts/lint.sh
+
 ##@ Everything
 .PHONY: test-all
 test-all: ## All of the above and every language, one after another

@@ -83,8 +83,9 @@ def raw_broker(copy: bool) -> None:
 def cluster(replicas: int) -> None:
     """An embedded Ray with the echo applications: default, tuned (for handles) and servable (for the direct path)."""
     import ray
-    from inferential.serving import servable
     from ray import serve
+
+    from inferential.serving import servable
 
     ray.init(address="local", num_cpus=16, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
@@ -115,8 +116,9 @@ def simulated_gpu(batch: bool) -> None:
     import threading
 
     import ray
-    from inferential.serving import servable
     from ray import serve
+
+    from inferential.serving import servable
 
     ray.init(address="local", num_cpus=16, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
