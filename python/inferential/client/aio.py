@@ -93,6 +93,14 @@ class AsyncConnection(BaseConnection):
         self._read_and_wake()
         return self._session.link
 
+    async def wait_until_up(self, timeout_ms: float | None = None) -> bool:
+        """As Connection.wait_until_up()."""
+        deadline = deadline_after(timeout_ms, time.monotonic())
+        self._attach()
+        self._read_and_wake()
+        await self._until(lambda: self._session.link in (LinkState.UP, LinkState.CLOSED), deadline)
+        return self._session.link is LinkState.UP
+
     @property
     def stats(self) -> Stats:
         """A copy of the counters, as of now."""
@@ -105,9 +113,8 @@ class AsyncConnection(BaseConnection):
         self._attach()
         deadline = deadline_after(timeout_ms, time.monotonic())
         self._read_and_wake()
-        if self._session.link is LinkState.CONNECTING:
-            await self._await_handshake(deadline)
-            self._session.check_open()
+        await self._await_handshake(deadline)
+        self._session.check_open()
         ping = self._send_ping()
         if ping is None:
             return None
@@ -129,7 +136,7 @@ class AsyncConnection(BaseConnection):
         self._tell_link()
         self._wake()
         # Where this is the process's last connection, its last messages may still be leaving.
-        await asyncio.get_running_loop().run_in_executor(None, lambda: self._socket.release(wait=True))
+        await asyncio.get_running_loop().run_in_executor(None, lambda: self._release(wait=True))
 
     async def __aenter__(self) -> AsyncConnection:
         self._attach()
@@ -144,7 +151,7 @@ class AsyncConnection(BaseConnection):
         with contextlib.suppress(Exception):  # it may not have been constructed, or the interpreter ends
             self._detach()
             if self._shut():
-                self._socket.release(wait=False)
+                self._release(wait=False)
 
     def _attach(self) -> None:
         """Has the running loop watch the sockets, where it doesn't yet."""
@@ -207,7 +214,12 @@ class AsyncConnection(BaseConnection):
             self._session.expire(time.monotonic())
 
     async def _await_handshake(self, until_s: float) -> None:
-        await self._until(lambda: self._session.link is not LinkState.CONNECTING, until_s)
+        """Before a send: where it is the first and the link has never been up, waits for that, at most until then. What is sent
+        meanwhile by other tasks waits with it."""
+        if self._session.link is LinkState.CONNECTING:
+            until_s = min(until_s, self._handshake_deadline(time.monotonic()))
+            await self._until(lambda: self._session.link is not LinkState.CONNECTING, until_s)
+            self._first_send_waited()
 
 
 class AsyncModel(BaseModel):
@@ -260,9 +272,7 @@ class AsyncModel(BaseModel):
         connection._session.check_open()
         connection._attach()
         connection._read_and_wake()
-        until_s = connection._handshake_deadline(time.monotonic())
-        if until_s is not None:
-            await connection._await_handshake(until_s)
+        await connection._await_handshake(math.inf)
         sent = connection._send(self._inbox, d, connection._pack(d))
         connection._read_and_wake()  # sending may have swallowed the sockets' signal
         return sent

@@ -137,6 +137,19 @@ class Connection(BaseConnection):
             self._read()
         return self._session.link
 
+    def wait_until_up(self, timeout_ms: float | None = None) -> bool:
+        """Waits until the link is up. False where it is not after `timeout_ms` (None: as long as it takes), or closed.
+
+        Raises:
+            ConcurrentWaitError, ValueError (the timeout).
+        """
+        with self._turn:
+            deadline = deadline_after(timeout_ms, time.monotonic())
+            self._read()
+            while self._session.link in (LinkState.CONNECTING, LinkState.DOWN) and time.monotonic() < deadline:
+                self._wait(deadline)
+            return self._session.link is LinkState.UP
+
     @property
     def stats(self) -> Stats:
         """A copy of the counters, as of now. Any thread may ask."""
@@ -144,7 +157,7 @@ class Connection(BaseConnection):
         return self._stats()
 
     def ping(self, timeout_ms: float = 1000.0) -> PingResult | None:
-        """Asks the server whether it is there. Waits for a link that has never been up, too, within its timeout.
+        """Asks the server whether it is there. It is a send as others are: the first waits for the link, within its timeout.
 
         Returns:
             None without an answer in time, with the link down, or from a server that speaks v1.
@@ -156,8 +169,7 @@ class Connection(BaseConnection):
             self._session.check_open()
             deadline = deadline_after(timeout_ms, time.monotonic())
             self._read()
-            if self._session.link is LinkState.CONNECTING:
-                self._await_handshake(deadline)
+            self._await_handshake(deadline)
             ping = self._send_ping()
             if ping is None:
                 return None
@@ -178,7 +190,7 @@ class Connection(BaseConnection):
         """
         with self._turn:
             if self._shut():
-                self._socket.release(wait=True)
+                self._release(wait=True)
                 self._tell_link()
 
     def __enter__(self) -> Connection:
@@ -192,7 +204,7 @@ class Connection(BaseConnection):
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # it may not have been constructed, or the interpreter ends
             if self._shut():
-                self._socket.release(wait=False)
+                self._release(wait=False)
 
     def _wait(self, until_s: float) -> None:
         """Takes in something that has arrived; where there is nothing, waits for it until then."""
@@ -205,8 +217,12 @@ class Connection(BaseConnection):
         self._session.expire(time.monotonic())
 
     def _await_handshake(self, until_s: float) -> None:
-        while self._session.link is LinkState.CONNECTING and time.monotonic() < until_s:
-            self._wait(until_s)
+        """Before a send: where it is the first and the link has never been up, waits for that, at most until then."""
+        if self._session.link is LinkState.CONNECTING:
+            until_s = min(until_s, self._handshake_deadline(time.monotonic()))
+            while self._session.link is LinkState.CONNECTING and time.monotonic() < until_s:
+                self._wait(until_s)
+            self._first_send_waited()
 
 
 class Model(BaseModel):
@@ -274,9 +290,7 @@ class Model(BaseModel):
             connection._session.check_open()
             connection._read()
             packed = connection._pack(d)
-            until_s = connection._handshake_deadline(time.monotonic())
-            if until_s is not None:
-                connection._await_handshake(until_s)
+            connection._await_handshake(math.inf)
             return connection._send(self._inbox, d, packed)
 
     def get_result(self, timeout_ms: float | None = 100.0) -> Reply | None:

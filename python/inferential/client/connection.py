@@ -90,13 +90,15 @@ class BaseConnection:
             except Exception:
                 logger.exception("the on_link callback raised")
 
-    def _handshake_deadline(self, now: float) -> float | None:
-        """Until when a send may wait for the link: only the first, and only while the link has never been up."""
-        if self._session.link is not LinkState.CONNECTING:
-            return None
+    def _handshake_deadline(self, now: float) -> float:
+        """Until when a send may wait for a link that has never been up; in the past for all but the first."""
         if self._first_send_until_s is None:
             self._first_send_until_s = now + self._options.connect_timeout_ms / 1e3
         return self._first_send_until_s
+
+    def _first_send_waited(self) -> None:
+        """No send waits from here on."""
+        self._first_send_until_s = 0.0
 
     def _pack(self, d: Draft) -> wire.Packed:
         try:
@@ -189,6 +191,11 @@ class BaseConnection:
         if self._pid == os.getpid():
             self._socket.close()
         return True
+
+    def _release(self, *, wait: bool) -> None:
+        """Gives back what the connections of this process share; see ClientSocket.release()."""
+        if self._pid == os.getpid():
+            self._socket.release(wait=wait)
 
 
 class BaseModel:

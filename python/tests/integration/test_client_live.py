@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -398,6 +400,20 @@ def test_no_server_ever(run: Run) -> None:
     run(scenario)
 
 
+def test_a_ping_is_a_first_send_too(run: Run) -> None:
+    unused = RawServer()
+    unused.stop()
+
+    async def scenario(connect: Connect) -> None:
+        conn = connect(unused.address, connect_timeout_ms=4 * LONG_MS)
+        start = time.monotonic()
+        assert await conn.ping(timeout_ms=30) is None
+        assert not await conn.model("policy").observe(x=STATE)
+        assert time.monotonic() - start < WAIT_S
+
+    run(scenario)
+
+
 def test_a_server_that_comes_later_is_found(run: Run) -> None:
     server = RawServer()
     server.stop()
@@ -406,8 +422,9 @@ def test_a_server_that_comes_later_is_found(run: Run) -> None:
         conn = connect(server.address, connect_timeout_ms=10)
         model = conn.model("policy")
         assert not await model.observe(x=STATE)
+        assert not await conn.wait_until_up(20)
         server.start()
-        await link(conn, LinkState.UP)
+        assert await conn.wait_until_up()
         assert await model.observe(x=STATE)
         assert await model.get_result(LONG_MS) is not None
         # Only what was observed with the link up: nothing had queued up.
@@ -544,6 +561,7 @@ def test_a_closed_connection(run: Run, server: RawServer) -> None:
         await conn.close()
         await conn.close()
         assert conn.link_state is LinkState.CLOSED
+        assert not await conn.wait_until_up()
         for call in (lambda: model.observe(x=STATE), lambda: model.cancel(1), conn.ping):
             with pytest.raises(ConnectionClosedError, match="closed"):
                 await call()
@@ -689,6 +707,64 @@ def test_the_link_callback_may_read_the_state_but_not_use_the_connection(server:
         assert model.observe(x=STATE)
         assert seen == [(LinkState.UP, LinkState.UP, 0)]
     assert seen[1:] == [(LinkState.CLOSED, LinkState.CLOSED, 1)]
+
+
+def test_the_child_of_a_fork_makes_connections_of_its_own(server: RawServer) -> None:
+    program = f"""
+import os, sys
+import numpy as np
+from inferential import Connection
+from inferential.errors import ConnectionClosedError
+
+def round_trip(conn):
+    model = conn.model("policy")
+    assert model.observe(x=np.zeros(7))
+    assert model.get_result({LONG_MS}) is not None
+
+conn = Connection({server.address!r}, "parent", connect_timeout_ms={LONG_MS})
+round_trip(conn)
+child = os.fork()
+if child == 0:
+    try:
+        round_trip(conn)
+    except ConnectionClosedError as e:
+        assert "fork" in str(e)
+    else:
+        os._exit(1)
+    del conn
+    with Connection({server.address!r}, "child", connect_timeout_ms={LONG_MS}) as own:
+        round_trip(own)
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+round_trip(conn)
+conn.close()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("close", [True, False])
+def test_a_program_with_the_server_down_ends_at_once(server: RawServer, close: bool) -> None:
+    program = f"""
+import time
+import numpy as np
+from inferential import Connection
+conn = Connection({server.address!r}, "robot", connect_timeout_ms={LONG_MS})
+model = conn.model("policy")
+assert model.observe(x=np.zeros(7))
+assert model.get_result({LONG_MS}) is not None
+input()  # the server goes
+model.observe(x=np.zeros(100_000))
+print(time.monotonic(), flush=True)
+{"conn.close()" if close else ""}
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    server.wait_for(1)
+    server.stop()
+    printed, _ = process.communicate("\n", timeout=60)
+    assert process.returncode == 0
+    assert time.monotonic() - float(printed) < 5.0  # the interpreter's own end takes most of it
 
 
 # --- of the asyncio client alone
