@@ -26,9 +26,10 @@ from inferential.types import Buffer
 logger = logging.getLogger("inferential.transport")
 
 BURST = 256  # messages taken before the loop may do something else
-COPIED_BYTES = 16_384  # below this a copy is cheaper than telling ZMQ when the memory is free again
-# Messages per connection inside ZMQ, which knows no bound in bytes; what is beyond waits in this module's queue.
-SEND_HWM = 100
+COPIED_BYTES = 65_536  # below this a copy is cheaper than being told when the memory is free again
+# Messages per connection inside ZMQ; what is beyond waits in this module's queue. A burst of small replies should not get
+# there: it is tried again only every millisecond.
+SEND_HWM = 1000
 RECEIVE_HWM = 1000
 RETRY_MIN_S = 0.001
 RETRY_MAX_S = 0.050
@@ -49,6 +50,7 @@ class Peer:
         "clock",
         "encoded",
         "fd",
+        "in_zmq",
         "last_seen",
         "outbound",
         "outbound_bytes",
@@ -68,6 +70,8 @@ class Peer:
         """What the server keeps for writing its replies."""
         self.outbound: deque[Sequence[Buffer]] = deque()
         self.outbound_bytes = 0
+        self.in_zmq: deque[tuple[zmq.MessageTracker, int]] = deque()
+        """Large frames that ZMQ has and may not have sent yet, with their sizes: ZMQ itself knows no bound in bytes."""
 
 
 class TransportEvents(Protocol):
@@ -289,6 +293,9 @@ class Transport:
 
     def _try_send(self, peer: Peer, frames: Sequence[Buffer]) -> bool:
         """False: the connection is full. A connection that is gone is forgotten."""
+        large = len(frames) > 3 or _size(frames[-1]) >= COPIED_BYTES
+        if large and peer.in_zmq and not self._has_room(peer, sum(map(_size, frames))):
+            return False
         send = self._socket.send
         self._sent = True
         try:
@@ -302,11 +309,26 @@ class Transport:
             self.forget(peer, "the connection is gone")
             return True
         # Once the first part is taken, the rest of the message is.
-        for frame in frames[:-1]:
-            send(frame, _SEND_MORE, _size(frame) < COPIED_BYTES)
-        last = frames[-1]
-        send(last, _SEND, _size(last) < COPIED_BYTES)
+        if not large:
+            for frame in frames[:-1]:
+                send(frame, _SEND_MORE)
+            send(frames[-1], _SEND)
+            return True
+        last = len(frames) - 1
+        for i, frame in enumerate(frames):
+            flags, size = _SEND if i == last else _SEND_MORE, _size(frame)
+            if size < COPIED_BYTES:
+                send(frame, flags)
+            else:
+                peer.in_zmq.append((send(frame, flags, copy=False, track=True), size))
         return True
+
+    def _has_room(self, peer: Peer, size: int) -> bool:
+        """Whether what ZMQ has not sent yet, and `size` more, are within the bound."""
+        in_zmq = peer.in_zmq
+        while in_zmq and in_zmq[0][0].done:
+            in_zmq.popleft()
+        return not in_zmq or sum(s for _, s in in_zmq) + size <= self._config.outbound_queue_bytes
 
     def _enqueue(self, peer: Peer, frames: Sequence[Buffer]) -> None:
         size = sum(map(_size, frames))
