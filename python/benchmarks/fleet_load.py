@@ -28,6 +28,8 @@ class Ledger:
         self.in_time = [0] * clients
         self.asked_high = self.in_time_high = 0
         self.statuses: Counter[str] = Counter()
+        self.words: dict[str, str] = {}
+        """What came with each status the first time."""
         self.latencies_ms: list[float] = []
         self._budget_s = budget_s
         self._counts_from = counts_from
@@ -40,8 +42,10 @@ class Ledger:
             self.asked[client] += 1
             self.asked_high += high
 
-    def answer(self, client: int, seq: int, status: str, now: float) -> None:
+    def answer(self, client: int, seq: int, status: str, now: float, words: str = "") -> None:
         """Its first answer came; later ones are counted as surplus."""
+        if words:
+            self.words.setdefault(status, words)
         found = self._due.pop((client, seq), None)
         if found is None:
             self.statuses["surplus"] += 1
@@ -71,6 +75,7 @@ class Ledger:
             "in_time_share": in_time / max(asked, 1),
             "goodput_per_second": in_time / seconds,
             "unanswered": unanswered,
+            "words": self.words,
             "jain_index": float(shares.sum()) ** 2 / (len(shares) * squares) if squares else 0.0,
             **{f"status_{name}": count for name, count in self.statuses.items()},
         }
@@ -166,7 +171,8 @@ def over_zmq(args: argparse.Namespace) -> dict[str, Any]:
                 now = time.perf_counter()
                 reply = pb.ModelResponse.FromString(frames[1])
                 if args.protocol == 2:
-                    ledger.answer(index[dealer], reply.request_id, pb.Status.Name(reply.status)[len("STATUS_") :], now)
+                    status = pb.Status.Name(reply.status)[len("STATUS_") :]
+                    ledger.answer(index[dealer], reply.request_id, status, now, reply.error)
                     continue
                 place = next(t.byte_offset for t in reply.tensors if t.key == "seq")
                 ledger.answer(index[dealer], int.from_bytes(frames[2][place : place + 8], "little"), "OK", now)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -92,7 +93,8 @@ async def run_fleet(server: Server, args: argparse.Namespace, console: Console) 
         status = await fleet.wait()
     finally:
         if fleet.returncode is None:
-            fleet.terminate()
+            with contextlib.suppress(ProcessLookupError):  # it heard the same Ctrl-C
+                fleet.terminate()
             await fleet.wait()
     if status or not report.get("done"):
         raise SystemExit(f"demo: the robots' process ended with {status} before it was done")
@@ -148,6 +150,8 @@ def main() -> int:
     deploy(args.kind)
     try:
         return asyncio.run(run(args))
+    except KeyboardInterrupt:
+        return 130
     finally:
         ray.shutdown()  # and Serve with it
 

@@ -35,7 +35,7 @@ def live(report: dict[str, Any], server: dict[str, dict[str, float]]) -> Group:
         title=f"{upright(report)} robots upright since the start, {report['elapsed_s']:.0f} s", title_justify="left"
     )
     models.add_column("model")
-    for heading in ("requests", "in time", "p50 ms", "p95 ms", "p99 ms", "queue depth", "drops"):
+    for heading in ("requests", "in time", "p50 ms", "p95 ms", "p99 ms", "queue", "drops"):
         models.add_column(heading, justify="right")
     for name, tally in report["models"].items():
         extra = server.get(name, {})

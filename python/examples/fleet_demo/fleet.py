@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
 import time
@@ -270,7 +271,8 @@ def main() -> None:
     async def live() -> None:
         await Fleet(args.robots, args.kind, args.server).run(args.seconds)
 
-    asyncio.run(live())
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(live())
 
 
 if __name__ == "__main__":
