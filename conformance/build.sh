@@ -1,5 +1,5 @@
 #!/bin/bash
-# Builds what the conformance suite tests: the C++ and Rust SDKs as Python modules. Quick when nothing has changed.
+# Builds what the conformance suite tests: the C++ and Rust SDKs as Python modules, and the released Rust client. Quick when nothing has changed.
 # Prints the folder that must be on PYTHONPATH. Everything is kept outside the tree, under INFERENTIAL_CACHE.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -19,4 +19,7 @@ export CARGO_TARGET_DIR=$cache/cargo-target CARGO_BUILD_JOBS=$jobs
 (cd "$here/bindings/rust" && "$python" -m maturin build --interpreter "$python" --out "$wheels") >&2
 "$python" -c 'import sys, zipfile; zipfile.ZipFile(sys.argv[1]).extractall(sys.argv[2])' \
   "$(ls -t "$wheels"/*.whl | head -1)" "$modules" >&2
+
+# The released crate as a client of this project's server.
+cargo build --locked --manifest-path "$here/peers/rust/Cargo.toml" >&2
 echo "$modules"

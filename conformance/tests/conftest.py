@@ -84,6 +84,7 @@ CONFIG: dict[str, Any] = {
     "queue": {"request_ttl_ms": 60_000.0},
     "scheduling": {
         "pipeline_dispatch": {"enabled": True},
+        "default_latency_budget_ms": 30_000.0,
         "urgency_weight_ms": 5_000.0,
         "priority_window_ms": 5_000.0,
         # A case that lets a request miss its deadline must not change the order of the next case.
