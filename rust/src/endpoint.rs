@@ -70,7 +70,7 @@ impl Transport {
         }
     }
 
-    /// All of a message or nothing: its frames exist before the first is handed over, and libzmq takes either all or none.
+    /// All of a message or nothing: its frames exist before the first is handed over, and libzmq delivers either all or none.
     fn send(&self, encoded: &Encoded<'_>) -> io::Result<()> {
         let mut messages = Vec::with_capacity(2 + encoded.frames.len());
         messages.push(Message::new());
@@ -82,7 +82,17 @@ impl Transport {
             });
         }
         let last = messages.len() - 1;
-        messages.into_iter().enumerate().try_for_each(|(index, message)| self.socket.send(message, index < last))
+        let mut result = Ok(());
+        for (index, message) in messages.into_iter().enumerate() {
+            if let Err(error) = self.socket.send(message, index < last) {
+                if index == 0 {
+                    return Err(error);
+                }
+                // The link broke in the midst. libzmq now drops all up to a last part: this message's, or else the next one's.
+                result = Err(error);
+            }
+        }
+        result
     }
 }
 
