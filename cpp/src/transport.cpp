@@ -130,11 +130,13 @@ bool Transport::send(Frame& envelope, std::vector<Frame>& payload) noexcept {
   const auto send_frame = [&](Frame& frame, bool more) {
     return zmq_msg_send(frame.handle(), socket_, ZMQ_DONTWAIT | (more ? ZMQ_SNDMORE : 0)) >= 0;
   };
-  if (!send_frame(delimiter, true) || !send_frame(envelope, true)) return false;
+  if (!send_frame(delimiter, true)) return false;
+  // The link may break in the midst. ZMQ then drops all frames up to a last one: this message's, or else the next one's.
+  bool sent = send_frame(envelope, true);
   for (std::size_t i = 0; i < payload.size(); ++i) {
-    if (!send_frame(payload[i], i + 1 < payload.size())) return false;
+    sent = send_frame(payload[i], i + 1 < payload.size()) && sent;
   }
-  return true;
+  return sent;
 }
 
 std::optional<Transport::Received> Transport::receive(MessagePool& pool) {

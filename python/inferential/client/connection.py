@@ -144,7 +144,15 @@ class BaseConnection:
         except BaseException:
             session.not_sent(sent.request_id, "the socket failed")
             raise
-        return sent if through else session.not_sent(sent.request_id, "the send queue is full")
+        if through:
+            return sent
+        sent = session.not_sent(sent.request_id, "the send queue is full")
+        self._read()  # either nobody is there any more, as the monitor then says, or the queue is full
+        return (
+            sent
+            if session.link is LinkState.UP
+            else Sent(sent.request_id, sent.status, "the link to the server is down")
+        )
 
     def _constant(self, model_id: str, d: Draft) -> bytes:
         """The fields of an envelope that seldom change from one observation to the next, encoded."""

@@ -161,13 +161,21 @@ class ClientSocket:
             send(b"", _MORE)
         except zmq.Again:
             return False
-        # Room for the first part is room for the message.
-        send(envelope, _MORE)
+        # Room for the first part is room for the message, but the link may break in its midst.
+        through = True
+        try:
+            send(envelope, _MORE)
+        except zmq.Again:
+            through = False
         last = len(payload) - 1
         copy = not self._zero_copy
         for i, frame in enumerate(payload):
-            send(frame, _MORE if i < last else _NOBLOCK, copy=copy)
-        return True
+            try:
+                send(frame, _MORE if i < last else _NOBLOCK, copy=copy)
+            except zmq.Again:
+                # Go on: libzmq drops what follows up to the last part, of this message or else of the next one.
+                through = False
+        return through
 
     @property
     def file_descriptors(self) -> tuple[int, int]:

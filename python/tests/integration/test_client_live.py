@@ -752,6 +752,7 @@ conn = Connection({server.address!r}, "robot", connect_timeout_ms={LONG_MS})
 model = conn.model("policy")
 assert model.observe(x=np.zeros(7))
 assert model.get_result({LONG_MS}) is not None
+print("answered", flush=True)
 input()  # the server goes
 model.observe(x=np.zeros(100_000))
 print(time.monotonic(), flush=True)
@@ -760,7 +761,8 @@ print(time.monotonic(), flush=True)
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    server.wait_for(1)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "answered\n"
     server.stop()
     printed, _ = process.communicate("\n", timeout=60)
     assert process.returncode == 0
