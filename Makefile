@@ -82,6 +82,13 @@ bench-fleet: setup-python setup-peer ## How many robots one simulated GPU carrie
 	@$(PY) python/benchmarks/bench_fleet.py $(ARGS)
 bench-report: setup-python ## Writes the results into docs/benchmarks.md
 	@$(PY) python/benchmarks/report.py
+fuzz: setup-python setup-cpp setup-rust ## Each language's decoder, a minute each
+	@scripts/apt-install.sh clang
+	@cpp/scripts/fuzz.sh $(or $(FUZZ_SECONDS),60)
+	@rust/fuzz/run.sh $(or $(FUZZ_SECONDS),60)
+	@cd python && $(PY) -m pytest tests/unit/test_wire.py -k "parsed_or_refused" --hypothesis-profile=fuzz --timeout=600
+soak: setup-python ## Ten minutes each with 10,000 idle and 1,000 busy clients; fails if the server's memory grows
+	@$(PY) python/benchmarks/bench.py memory $(ARGS)
 sanitize: setup-cpp ## The C++ tests under the address and undefined behaviour sanitizers
 	@cpp/scripts/sanitize.sh
 lint-cpp: ## BUILD, MODULE.bazel and C++ formatting (installs npm and clang-format)

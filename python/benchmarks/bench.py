@@ -73,6 +73,7 @@ class Bench:
         self.rounds = args.rounds
         self.seconds = args.seconds
         self.quick = args.quick
+        self.failures: list[str] = []
 
     def options(self, size: str, in_flight: int = 1, clients: int = 1) -> list[str]:
         seconds = self.seconds * (2 if size == LARGE else 1)
@@ -305,6 +306,8 @@ class Bench:
                     "samples_mb": [round(s, 1) for s in samples],
                 }
                 print(f"  {name}: {found[name]}", flush=True)
+                if found[name]["growth_second_half_mb"] > 0.05 * samples[half] + 2:
+                    self.failures.append(f"memory: with {name} the server grew while nothing changed")
         return found
 
     def cpp(self) -> Row:
@@ -404,7 +407,9 @@ def main() -> int:
         (args.out / f"{section}.json").write_text(
             json.dumps({"command": command, "machine": facts, "results": results}, indent=1) + "\n"
         )
-    return 0
+    for failure in bench.failures:
+        print(f"FAILED: {failure}", file=sys.stderr)
+    return 1 if bench.failures else 0
 
 
 if __name__ == "__main__":

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from inferential.config.schema import RayConfig
+
+# `make fuzz` takes this one: about a minute for the decoder.
+hypothesis.settings.register_profile("fuzz", max_examples=30_000, deadline=None)
 
 
 @pytest.fixture(scope="session")
