@@ -79,8 +79,6 @@ class SchedulingConfig(Settings):
     """How many recent decisions are kept for `explain`; 0: none."""
     early_refusal: Literal["off", "predictive"] = "off"
     """predictive: a request that cannot make its deadline is REJECTED as soon as that is known."""
-    phase_shift: bool = False
-    """Send phase_shift_ms hints that spread a fleet's arrivals."""
 
 
 class QueueConfig(Settings):

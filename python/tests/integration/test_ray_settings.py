@@ -1,0 +1,96 @@
+"""What the settings about Ray do (tests/unit/test_settings.py has the whole list)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+from inferential.backends.ray_serve import RayServeBackend
+from inferential.config.schema import InferentialConfig
+
+from .ray_driver import Driver, driving
+
+SMALL = {"num_cpus": 0.1}
+
+EMBEDDED = """
+from inferential.backends import cluster
+from inferential.config.schema import RayConfig
+import ray
+assert cluster.join_or_start(RayConfig(address="local", namespace="robots", num_cpus=3))
+print("got", ray.get_runtime_context().namespace, int(ray.cluster_resources()["CPU"]))
+"""
+
+
+def test_embedded_ray() -> None:
+    """address="local" starts one of its own whatever runs here, with the namespace and num_cpus that were asked for."""
+    result = subprocess.run([sys.executable, "-c", EMBEDDED], capture_output=True, text=True, timeout=110, check=False)
+    assert "got robots 3" in result.stdout, result.stderr
+
+
+def test_how_often_deployments_are_looked_up(ray_session: None) -> None:
+    from ray import serve
+
+    @serve.deployment(ray_actor_options=SMALL)
+    class Late:
+        def infer(self, obs: dict[str, Any]) -> int:
+            return 1
+
+    async def main() -> None:
+        async with driving(["looked-up"], poll_s=3600.0) as seldom, driving(["looked-up"], poll_s=0.1) as often:
+            await asyncio.sleep(0)
+            await asyncio.to_thread(serve.run, Late.bind(), name="looked-up", route_prefix=None)
+            await often.replica("looked-up")
+            assert not seldom.of("looked-up")
+
+    try:
+        asyncio.run(main())
+    finally:
+        serve.delete("looked-up")
+
+
+def test_how_long_a_silent_replica_lives(ray_session: None) -> None:
+    """health_timeout_ms: of two servers, the one that waits less gives a stopped replica up first."""
+    from ray import serve
+
+    from inferential.serving import servable
+
+    @serve.deployment(ray_actor_options=SMALL, health_check_timeout_s=120)
+    @servable
+    class Policy:
+        def infer(self, obs: dict[str, Any]) -> dict[str, str]:
+            return {"pid": str(os.getpid())}
+
+    def backend(health_timeout_ms: float) -> RayServeBackend:
+        config = InferentialConfig()
+        config.ray.poll_s = 0.2
+        config.dispatch.health_timeout_ms = health_timeout_ms
+        return RayServeBackend(config, ["silent"])
+
+    async def main() -> None:
+        quick, patient = Driver(backend(600.0)), Driver(backend(100_000.0))
+        for driver in (quick, patient):
+            await driver.backend.start(driver)
+        try:
+            for driver in (quick, patient):
+                await driver.replica("silent", "direct")
+            pid = int((await quick.infer("silent"))["pid"])
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                await quick.until(lambda: not quick.of("silent"))
+                assert patient.of("silent")
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            await quick.replica("silent", "direct")
+        finally:
+            for driver in (quick, patient):
+                await driver.backend.stop(5.0)
+
+    serve.run(Policy.bind(), name="silent", route_prefix=None)
+    try:
+        asyncio.run(main())
+    finally:
+        serve.delete("silent")
