@@ -320,7 +320,9 @@ class Transport:
             if size < COPIED_BYTES:
                 send(frame, flags)
             else:
-                peer.in_zmq.append((send(frame, flags, copy=False, track=True), size))
+                # A frame that a replica sent cannot be tracked itself; the view of it can, and is no copy either.
+                data = frame.buffer if isinstance(frame, zmq.Frame) else frame
+                peer.in_zmq.append((send(data, flags, copy=False, track=True), size))
         return True
 
     def _has_room(self, peer: Peer, size: int) -> bool:
