@@ -54,7 +54,7 @@ class Connection(BaseConnection):
         max_message_bytes: greatest frame taken from the server, and greatest observation sent.
         high_water_mark: messages in the send queue, and in the receive queue.
         hold_off: answer requests here while the server asks for a pause (REJECTED and UNAVAILABLE with retry_after_ms).
-        zero_copy: send arrays of 64 KiB and more from their own memory: such an array must not be changed before its
+        zero_copy: send arrays of 256 KiB and more from their own memory: such an array must not be changed before its
             reply has come. With False they are copied when sent.
         on_link: called with each new LinkState, inside the call that notices it; it may not use the connection, but for
             `link_state` and `stats`.

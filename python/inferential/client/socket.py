@@ -15,7 +15,6 @@ from zmq import zmq_poll
 from inferential.client.options import Options
 from inferential.errors import ConfigError
 from inferential.types import Buffer
-from inferential.wire import LARGE_TENSOR_BYTES
 
 logger = logging.getLogger("inferential.client")
 
@@ -27,6 +26,9 @@ _REFUSED = int(
 _POLLIN = int(zmq.POLLIN)
 _NOBLOCK = int(zmq.NOBLOCK)
 _MORE = int(zmq.SNDMORE | zmq.NOBLOCK)
+_ZERO_COPY_BYTES = (
+    262_144  # below some 500 KB a copy is quicker than having pyzmq told when libzmq is done with the memory
+)
 _CONNECT_TIMEOUT_MS = (
     1000  # of one attempt: a host that comes back is found within a second, whatever TCP's own backoff
 )
@@ -92,7 +94,7 @@ class ClientSocket:
             (zmq.MAXMSGSIZE, options.max_message_bytes),
         ):
             dealer.set(option, value)
-        dealer.copy_threshold = LARGE_TENSOR_BYTES
+        dealer.copy_threshold = _ZERO_COPY_BYTES
         self._monitor = dealer.get_monitor_socket(_UP | _DOWN | _REFUSED)
         self._poll_set = [(dealer, _POLLIN), (self._monitor, _POLLIN)]
         try:
