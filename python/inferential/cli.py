@@ -1,4 +1,4 @@
-"""The command `inferential`: serve, check-config, ping, replay, explain."""
+"""The command `inferential`: serve, check-config, ping, replay, simulate, explain."""
 
 from __future__ import annotations
 
@@ -147,6 +147,17 @@ else:
         typer.echo(f"{result.inputs} inputs, {result.decisions} decisions, {result.different} different")
         if not result.same:
             raise typer.Exit(1)
+
+    @app.command()
+    def simulate(
+        scenario: Annotated[Path, typer.Argument(help="What to simulate: a YAML or JSON file.")],
+        json_file: Annotated[Path | None, typer.Option("--json", help="Write the results here, as JSON.")] = None,
+        plots: Annotated[Path | None, typer.Option(help="Draw the curves: a PNG, SVG or PDF file.")] = None,
+    ) -> None:
+        """Run the engine on a virtual clock with synthetic fleets; compare strategies side by side."""
+        from inferential.simulate_cli import run
+
+        typer.echo(run(scenario, json_file, plots))
 
     @app.command()
     def explain(

@@ -1,0 +1,122 @@
+"""The simulator: deterministic, and the promises of the scheduling rules at small scale."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from inferential.config.schema import InferentialConfig
+from inferential.errors import ConfigError
+from inferential.simulate_cli import run, table
+from inferential.simulator import Fleet, Loop, Machine, Scenario, Variant, jain, load_scenario, simulate, with_settings
+
+REFUSE = Variant(name="refuse", settings={"scheduling.early_refusal": "predictive"})
+SCENARIOS = sorted((Path(__file__).parents[2] / "examples" / "scenarios").glob("*.yaml"))
+
+
+def scenario(*fleets: Fleet, **changes) -> Scenario:
+    return Scenario(**{"fleets": list(fleets), "duration_s": 5.0, "warm_up_s": 1.0, "variants": [REFUSE], **changes})
+
+
+def test_the_same_seed_gives_the_same_bytes():
+    made = [json.dumps(simulate(scenario(Fleet(clients=150)))) for _ in range(2)]
+    assert made[0] == made[1]
+    assert made[0] != json.dumps(simulate(scenario(Fleet(clients=150), seed=2)))
+
+
+def test_95_robots_are_in_time():
+    [row] = simulate(scenario(Fleet(clients=95)))
+    assert row["in_time"] >= 0.99
+
+
+def test_goodput_stays_at_its_peak_past_saturation():
+    rows = simulate(scenario(Fleet(clients=1), loads=[100.0, 120.0, 240.0], duration_s=8.0))
+    peak = max(row["goodput"] for row in rows)
+    assert rows[-1]["goodput"] >= 0.95 * peak
+    assert rows[-1]["jain"] >= 0.95
+
+
+def test_priority_0_under_twice_the_load():
+    first, others = Fleet(name="first", clients=24, priority=0), Fleet(name="others", clients=216, priority=1)
+    [row] = simulate(scenario(first, others, duration_s=8.0))
+    assert row["fleets"]["first"]["in_time"] >= 0.995
+    assert row["fleets"]["others"]["in_time"] >= 0.25
+
+
+@pytest.mark.parametrize("arrivals", ["periodic", "poisson", "burst"])
+def test_arrivals_come_at_their_rate(arrivals):
+    fleet = Fleet(clients=20, hz=20.0, arrivals=arrivals, budget_ms=500.0)
+    [row] = simulate(scenario(fleet, variants=[Variant(name="plain")], duration_s=11.0))
+    assert row["sent"] == pytest.approx(20 * 20 * 10, rel=0.05)
+    assert sum(row["statuses"].values()) == row["sent"]
+
+
+def test_two_replicas_carry_about_twice_as_much():
+    one, two = (
+        simulate(
+            scenario(
+                Fleet(clients=300),
+                machines=[Machine(replicas=n)],
+                loop=Loop(receive_ms=0, dispatch_ms=0, reply_ms=0),
+            )
+        )[0]["goodput"]
+        for n in (1, 2)
+    )
+    assert two == pytest.approx(2 * one, rel=0.15)
+
+
+def test_a_slow_loop_counts():
+    [fast] = simulate(scenario(Fleet(clients=90)))
+    [slow] = simulate(scenario(Fleet(clients=90), loop=Loop(receive_ms=0.6, reply_ms=0.6)))
+    assert slow["in_time"] < fast["in_time"]
+
+
+def test_jain():
+    assert jain([3, 3, 3]) == 1.0
+    assert jain([1, 0, 0, 0]) == 0.25
+    assert jain([]) == 1.0
+
+
+def test_settings_by_path():
+    config = with_settings(InferentialConfig(), {"scheduling.min_share": 0.2})
+    assert config.scheduling.min_share == 0.2
+    with pytest.raises(ConfigError, match="nonsense"):
+        with_settings(InferentialConfig(), {"nonsense.min_share": 0.2})
+    with pytest.raises(ConfigError, match="min_share"):
+        with_settings(InferentialConfig(), {"scheduling.min_share": 2})
+
+
+def test_files(tmp_path):
+    file = tmp_path / "s.yaml"
+    file.write_text("fleets: [{clients: 3}]\nduration_s: 3\n")
+    text = run(file, tmp_path / "out.json")
+    assert text == table(json.loads((tmp_path / "out.json").read_text())["results"])
+    assert "| 1 | default | fleet | 30 | 100.00% |" in text
+    file.write_text("fleets: [{robots: 3}]")
+    with pytest.raises(ConfigError, match="robots"):
+        load_scenario(file)
+    with pytest.raises(ConfigError, match=r"missing\.yaml"):
+        load_scenario(tmp_path / "missing.yaml")
+
+
+def test_plots(tmp_path):
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "s.json"
+    file.write_text('{"fleets": [{"clients": 3}], "duration_s": 3, "loads": [1, 2]}')
+    run(file, plots=tmp_path / "p.png")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("file", SCENARIOS, ids=lambda f: f.stem)
+def test_examples_load(file):
+    loaded = load_scenario(file)
+    for variant in loaded.variants:
+        with_settings(loaded.config, variant.settings)
+
+
+def test_unknown_fields_are_errors():
+    with pytest.raises(ValidationError):
+        Fleet(budget=3)
