@@ -87,6 +87,8 @@ fuzz: setup-python setup-cpp setup-rust ## Each language's decoder, a minute eac
 	@cpp/scripts/fuzz.sh $(or $(FUZZ_SECONDS),60)
 	@rust/fuzz/run.sh $(or $(FUZZ_SECONDS),60)
 	@cd python && $(PY) -m pytest tests/unit/test_wire.py -k "parsed_or_refused" --hypothesis-profile=fuzz --timeout=600
+fault: setup-python ## A replica killed under load: every request ends in exactly one outcome (ARGS="--seconds 10")
+	@$(PY) python/benchmarks/fault.py $(ARGS)
 soak: setup-python ## Ten minutes each with 10,000 idle and 1,000 busy clients; fails if the server's memory grows
 	@$(PY) python/benchmarks/bench.py memory $(ARGS)
 sanitize: setup-cpp ## The C++ tests under the address and undefined behaviour sanitizers

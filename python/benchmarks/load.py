@@ -231,8 +231,8 @@ def idle(args: argparse.Namespace) -> None:
     for _ in range(args.clients):
         dealer = context.socket(zmq.DEALER)
         dealer.setsockopt(zmq.HEARTBEAT_IVL, 1000)
-        dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3000)
-        dealer.setsockopt(zmq.HEARTBEAT_TTL, 3000)
+        dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, 30_000)  # so many sockets in one process may be slow to start
+        dealer.setsockopt(zmq.HEARTBEAT_TTL, 30_000)
         dealer.setsockopt(zmq.LINGER, 0)
         dealer.connect(args.endpoint)
         poller.register(dealer, zmq.POLLIN)
@@ -241,10 +241,9 @@ def idle(args: argparse.Namespace) -> None:
     def envelope_of(i: int, request_id: int) -> bytes:
         if args.raw:
             return envelope
-        return (
-            envelope
-            + pb.Observation(client=pb.Client(id=f"idle-{i}", type="bench"), request_id=request_id).SerializeToString()
-        )
+        more = pb.Observation(request_id=request_id)
+        more.client.id, more.client.type = f"idle-{os.getpid()}-{i}", "bench"
+        return envelope + more.SerializeToString()
 
     def ask(i: int, request_id: int) -> None:
         dealers[i].send_multipart([b"", envelope_of(i, request_id), payload])
