@@ -26,10 +26,10 @@ from inferential.types import Buffer
 logger = logging.getLogger("inferential.transport")
 
 BURST = 256  # messages taken before the loop may do something else
-COPIED_BYTES = 65_536  # below this a copy is cheaper than being told when the memory is free again
-# Messages per connection inside ZMQ; what is beyond waits in this module's queue. A burst of small replies should not get
-# there: it is tried again only every millisecond.
-SEND_HWM = 1000
+COPIED_BYTES = 262_144  # below this a copy is quicker than having pyzmq told when the memory is free again
+# Messages per connection inside ZMQ; what is beyond waits in this module's queue. That many copied frames are 64 MiB at most,
+# and larger ones are counted.
+SEND_HWM = 256
 RECEIVE_HWM = 1000
 RETRY_MIN_S = 0.001
 RETRY_MAX_S = 0.050
