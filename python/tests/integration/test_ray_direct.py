@@ -282,3 +282,48 @@ def test_call_to_a_replica_that_is_gone(ray_session: None) -> None:
             assert outcome.retryable
 
     asyncio.run(main())
+
+
+def test_large_tensors_both_ways(ray_session: None) -> None:
+    """Through a whole server: frames of any size pass untouched, one after another and many at a time."""
+    from ray import serve
+
+    from inferential import AsyncConnection
+    from inferential.serving import servable
+
+    from .ray_load import config, replicas, serving, until
+
+    @serve.deployment(ray_actor_options=SMALL, max_ongoing_requests=8)
+    @servable
+    class Mirror:
+        def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+            return {"flipped": obs["image"][::-1], "state": obs["state"], "word": obs["word"]}
+
+    serve.run(Mirror.bind(), name="direct-large", route_prefix=None)
+
+    async def main() -> None:
+        random = np.random.default_rng(1)
+        async with serving(config(["direct-large"]), ["direct-large"]) as server:
+            await until(lambda: replicas(server, "direct-large"))
+            async with AsyncConnection(server.endpoint, "robot") as connection:
+                model = connection.model("direct-large", latency_budget_ms=20_000.0)
+                for side in (8, 200, 1500):
+                    sent = {}
+                    for i in range(8):
+                        image = random.integers(0, 255, (side, side, 3), np.uint8)
+                        state = random.random(7)
+                        taken = await model.observe(image=image, state=state, word=f"{side}-{i}")
+                        sent[taken.request_id] = (image, state, f"{side}-{i}")
+                    for _ in range(8):
+                        reply = await model.next_reply(timeout_ms=30_000)
+                        assert reply is not None
+                        assert reply.ok, reply.error
+                        image, state, word = sent.pop(reply.request_id)
+                        np.testing.assert_array_equal(reply["flipped"], image[::-1])
+                        np.testing.assert_array_equal(reply["state"], state)
+                        assert reply.metadata["word"] == word
+
+    try:
+        asyncio.run(main())
+    finally:
+        serve.delete("direct-large")
