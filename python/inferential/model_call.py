@@ -19,7 +19,7 @@ import inspect
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,15 @@ class Context:
     def remaining_ms(self) -> float:
         """Time left until the deadline; negative once it has passed."""
         return (self.deadline - time.monotonic()) * 1e3
+
+    def __reduce__(self) -> Any:
+        # To another process, perhaps on another machine, goes the time that is left: monotonic clocks have nothing in common.
+        values = [getattr(self, f.name) for f in fields(self)]
+        return _unpickled, (self.deadline - time.monotonic(), values)
+
+
+def _unpickled(remaining_s: float, values: list[Any]) -> Context:
+    return replace(Context(*values), deadline=time.monotonic() + remaining_s)
 
 
 @dataclass(slots=True)
