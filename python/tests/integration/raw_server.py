@@ -9,7 +9,7 @@ from typing import Any
 
 import zmq
 
-from inferential import wire
+from inferential import Connection, wire
 from inferential.types import Kind, Observation, Reason, Status, Timing
 
 WAIT_S = 20.0  # for what should take milliseconds, on a machine that may be busy
@@ -27,6 +27,16 @@ class Received:
         self.tensors: dict[str, Any] = {
             s.key: wire.tensor_array(s, self.frames) for s in self.observation.tensors if s.encoding == 1
         }
+
+
+def wait_until_ready(connection: Connection, *models: str) -> None:
+    """Until the real server at the other end says that these models can take requests."""
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        found = connection.ping(WAIT_S * 1e3)
+        if found is not None and all(found.models.get(model) for model in models):
+            return
+        assert time.monotonic() < deadline, found
 
 
 def echo(server: RawServer, received: Received) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from inferential import Connection, Server
-from tests.integration.raw_server import WAIT_S, RawServer
+from tests.integration.raw_server import WAIT_S, RawServer, wait_until_ready
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "python" / "examples"
@@ -34,7 +34,7 @@ def server() -> Iterator[Server]:
     models = {"manipulation-policy": policy, "telemetry": lambda obs: {"seen": np.zeros((4, 7), np.float32)}}
     with Server(bind="tcp://127.0.0.1:0", models=models).run_in_thread() as server:
         with Connection(server.endpoint, "warm-up", connect_timeout_ms=WAIT_S * 1e3) as conn:
-            assert conn.ping(WAIT_S * 1e3) is not None
+            wait_until_ready(conn, *models)
         yield server
 
 
@@ -104,6 +104,7 @@ def test_quickstart_server(tmp_path: Path) -> None:
     server = subprocess.Popen([sys.executable, EXAMPLES / "quickstart_server.py", endpoint])
     try:
         with Connection(endpoint, "robot", connect_timeout_ms=WAIT_S * 1e3) as conn:
+            wait_until_ready(conn, "manipulation-policy")
             model = conn.model("manipulation-policy", latency_budget_ms=WAIT_S * 1e3)
             assert model.observe(state=np.ones(7, np.float32))
             result = model.get_result(WAIT_S * 1e3)

@@ -13,7 +13,7 @@ import pytest
 
 from inferential import AsyncConnection, Connection, LinkState, Server, Status
 from inferential.errors import ModelError
-from tests.integration.raw_server import WAIT_S
+from tests.integration.raw_server import WAIT_S, wait_until_ready
 
 STATE = np.arange(7, dtype=np.float32)
 LONG_MS = WAIT_S * 1e3
@@ -49,6 +49,8 @@ def gate() -> Gate:
 def server(gate: Gate) -> Iterator[Server]:
     models = {"policy": lambda obs: {"actions": obs["state"] * 2, "note": "hi"}, "gate": gate, "fail": fail, "see": see}
     with Server(bind="tcp://127.0.0.1:0", models=models).run_in_thread() as server:
+        with Connection(server.endpoint, "warm-up", connect_timeout_ms=LONG_MS) as conn:
+            wait_until_ready(conn, *models)
         yield server
         gate.open.set()
 
@@ -158,6 +160,7 @@ def test_a_restart_of_the_server() -> None:
     with serve("tcp://127.0.0.1:0").run_in_thread() as server:
         endpoint = server.endpoint
         conn = Connection(endpoint, "robot", connect_timeout_ms=LONG_MS)
+        wait_until_ready(conn, "policy")
         model = conn.model("policy", latency_budget_ms=LONG_MS)
         assert model.observe(state=STATE)
         assert model.get_result(LONG_MS) is not None
@@ -167,9 +170,8 @@ def test_a_restart_of_the_server() -> None:
         time.sleep(0.005)
     assert not model.observe(state=STATE)
     with conn, serve(endpoint).run_in_thread():
-        while conn.link_state is not LinkState.UP:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        assert conn.wait_until_up(LONG_MS)
+        wait_until_ready(conn, "policy")
         assert model.observe(state=STATE + 1)
         result = model.get_result(LONG_MS)
         assert result is not None
