@@ -11,10 +11,22 @@ import subprocess
 import sys
 import time
 
-LAYERS = ["check-version", "check-proto", "lint", "test", "build-cpp", "test-cpp", "build-rust", "test-rust"]
+LAYERS = [
+    "check-version",
+    "check-proto",
+    "lint",
+    "test",
+    "build-cpp",
+    "test-cpp",
+    "build-rust",
+    "test-rust",
+    "conformance",
+]
 
 # The closing lines of pytest, cargo test and bazel test, and the numbers in them.
-SUMMARY = re.compile(r"=* ?\d+ (passed|failed|error|skipped).* in [\d.]+s|test result: |Executed \d+ out of \d+ tests?: ")
+SUMMARY = re.compile(
+    r"=* ?\d+ (passed|failed|error|skipped).* in [\d.]+s|test result: |Executed \d+ out of \d+ tests?: "
+)
 PASSED = re.compile(r"(\d+) (?:tests? )?pass")
 FAILED = re.compile(r"(\d+) (?:tests? )?(?:fail|error)")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")

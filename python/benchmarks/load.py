@@ -208,7 +208,7 @@ async def handle(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def idle(args: argparse.Namespace) -> None:
-    """Connects `clients` sockets with heartbeats of 1 s, lets each ask once (or at `hz`), says so, and stays."""
+    """Connects `clients` sockets with heartbeats, lets each ask once (or at `hz`), says so, and stays."""
     import resource
 
     import zmq
@@ -230,7 +230,7 @@ def idle(args: argparse.Namespace) -> None:
     dealers = []
     for _ in range(args.clients):
         dealer = context.socket(zmq.DEALER)
-        dealer.setsockopt(zmq.HEARTBEAT_IVL, 1000)
+        dealer.setsockopt(zmq.HEARTBEAT_IVL, args.heartbeat_ms)
         dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, 30_000)  # so many sockets in one process may be slow to start
         dealer.setsockopt(zmq.HEARTBEAT_TTL, 30_000)
         dealer.setsockopt(zmq.LINGER, 0)
@@ -287,6 +287,7 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=200, help="answers before measuring begins")
     parser.add_argument("--tuned", action="store_true")
     parser.add_argument("--raw", action="store_true", help="idle: the far end is a bare ROUTER")
+    parser.add_argument("--heartbeat-ms", type=int, default=1000, help="idle: interval of the heartbeats")
     parser.add_argument("--hz", type=float, default=0.0, help="idle: requests per second of each client")
     args = parser.parse_args()
     if args.how == "idle":
