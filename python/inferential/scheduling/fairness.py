@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from inferential.scheduling.request import Request
 from inferential.tracking.clients import Stream
 
-
 _MOST_OWED = 8.0  # turns; an old grudge must not starve others
 
 
