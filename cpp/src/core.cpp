@@ -38,6 +38,9 @@ std::string check_draft(const v1::Observation& fields) {
   auto error = check_name("model_id", fields.model_id());
   if (error.empty()) error = check_name("slot", fields.slot());
   if (!error.empty()) return error;
+  if (fields.priority() > wire::max_priority) {
+    return "priority is " + std::to_string(fields.priority()) + ", must be 0 to 1000";
+  }
   // Written so that NaN fails.
   if (!(fields.urgency() >= 0 && fields.urgency() <= 1)) {
     return "urgency is " + std::to_string(fields.urgency()) + ", must be 0 to 1";

@@ -131,7 +131,8 @@ bool Transport::send(Frame& envelope, std::vector<Frame>& payload) noexcept {
     return zmq_msg_send(frame.handle(), socket_, ZMQ_DONTWAIT | (more ? ZMQ_SNDMORE : 0)) >= 0;
   };
   if (!send_frame(delimiter, true)) return false;
-  // The link may break in the midst. ZMQ then drops all frames up to a last one: this message's, or else the next one's.
+  // The link may break in the midst. ZMQ then drops all frames up to a last one: this message's, or else the next
+  // one's.
   bool sent = send_frame(envelope, true);
   for (std::size_t i = 0; i < payload.size(); ++i) {
     sent = send_frame(payload[i], i + 1 < payload.size()) && sent;

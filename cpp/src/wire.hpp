@@ -15,6 +15,7 @@ namespace inferential::wire {
 inline constexpr std::size_t max_name_bytes = 256;
 inline constexpr int max_tensors = 256;
 inline constexpr int max_dimensions = 32;
+inline constexpr std::uint32_t max_priority = 1000;
 inline constexpr int max_image_side = 16384;
 
 using TensorFields = google::protobuf::RepeatedPtrField<v1::Tensor>;

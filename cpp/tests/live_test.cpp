@@ -211,6 +211,7 @@ TEST_F(Live, ProgrammingErrorsNameTheFieldAndUseNoId) {
   expect_error(model.observe().latency_budget_ms(-1).send(), "latency_budget_ms");
   expect_error(model.observe().latency_budget_ms(INFINITY).send(), "latency_budget_ms");
   expect_error(model.observe().step_ms(std::nanf("")).send(), "step_ms");
+  expect_error(model.observe().priority(1001).send(), "priority is 1001");
   expect_error(model.observe().slot(std::string(257, 's')).send(), "slot");
   expect_error(model.observe().slot("\xFF").send(), "slot is not UTF-8");
   expect_error(model.observe().metadata("k", "\xFF").send(), "metadata 'k'");

@@ -50,7 +50,7 @@ class Observation {
   INFERENTIAL_API Observation& urgency(float value) noexcept;
   /// Actions that the client still has.
   INFERENTIAL_API Observation& steps_remaining(std::uint32_t steps) noexcept;
-  /// Instead of the model handle's; 0 = highest.
+  /// Instead of the model handle's; 0 = highest, at most 1000.
   INFERENTIAL_API Observation& priority(std::uint32_t level) noexcept;
   /// Instead of the model handle's; 0 = the server's setting.
   INFERENTIAL_API Observation& latency_budget_ms(float budget_ms) noexcept;

@@ -82,7 +82,7 @@ class Fallback {
 /// Settings of a model handle; observations may override the first three.
 struct ModelOptions {
   float latency_budget_ms = 50.0f;  ///< 0 = the server's setting
-  std::uint32_t priority = 1;       ///< 0 = highest; those over 1000 count as 1000
+  std::uint32_t priority = 1;       ///< 0 = highest, at most 1000
   float step_ms = 0;                ///< how long one action lasts; 0 = not told
   Fallback fallback = Fallback::zero();
 };
