@@ -48,7 +48,7 @@ else:
         """Serves many robots and game agents from a few shared models."""
 
     @app.command()
-    def serve(  # noqa: PLR0917 - typer makes options of them
+    def serve(
         apps: Annotated[
             list[str] | None,
             typer.Argument(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from inferential.serving import servable
 from numpy.typing import NDArray
 from physics import PLAN_STEPS, ROBOTS, linearise
 from ray import serve
+
+from inferential.serving import servable
 
 Array = NDArray[np.float64]
 
