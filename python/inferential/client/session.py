@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import logging
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
@@ -92,7 +92,7 @@ class Inbox:
 
     model_id: str
     replies: deque[Reply] = field(default_factory=deque)
-    outstanding: dict[int, Pending] = field(default_factory=dict)  # in order of request_id
+    outstanding: OrderedDict[int, Pending] = field(default_factory=OrderedDict)  # in order of request_id
     delivered: dict[str, int] = field(default_factory=dict)  # slot -> greatest request_id given out by get_result
     hold_off: _HoldOff | None = None
     last_status: Status | int | None = None
@@ -143,7 +143,8 @@ class Session:
         self._request_timeout_s = request_timeout_s
         self._stats = Stats()
         self._inboxes: dict[str, Inbox] = {}
-        self._outstanding: dict[int, Pending] = {}  # in order of sending
+        # In order of sending. An OrderedDict finds its first entry at once, a dict only after all that were deleted before it.
+        self._outstanding: OrderedDict[int, Pending] = OrderedDict()
         self._pings: dict[int, Ping] = {}
         self._v1_logged = False
 
