@@ -1,5 +1,5 @@
 from inferential.scheduling import deadline as _deadline  # noqa: F401 - they register themselves
-from inferential.scheduling import round_robin as _round_robin
+from inferential.scheduling import round_robin as _round_robin  # noqa: F401
 from inferential.scheduling.base import Order, Scheduler, register_scheduler
 from inferential.scheduling.order import Policy, Weights, register_policy
 
