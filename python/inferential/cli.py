@@ -137,8 +137,22 @@ else:
     @app.command()
     def replay(
         file: Annotated[Path, typer.Argument(help="An MCAP file that serve --record wrote.")],
+        strategy: Annotated[
+            list[str] | None, typer.Option(help="Show what this strategy would have done instead (may be repeated).")
+        ] = None,
     ) -> None:
         """Make a recording's decisions again and compare. Exit code 1 where they differ."""
+        if strategy:
+            from inferential.simulate_cli import table
+            from inferential.simulator import Scenario, Variant, simulate
+
+            variants = [Variant(name="simulated, as configured")]
+            variants += [
+                Variant(name=f"simulated, {name}", settings={"scheduling.strategy": name, "scheduling.options": {}})
+                for name in strategy
+            ]
+            typer.echo(table(simulate(Scenario(name=file.name, recording=file, variants=variants))))
+            return
         from inferential.replay import replay as replay_recording
 
         result = replay_recording(file)

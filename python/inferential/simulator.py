@@ -10,10 +10,10 @@ import heapq
 import itertools
 import json
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 from pydantic import Field, ValidationError
@@ -85,6 +85,9 @@ class Scenario(Settings):
     """What is simulated."""
 
     name: str = "scenario"
+    recording: Path | None = None
+    """An MCAP file of `serve --record`: its arrivals take the place of `fleets`. Where they are not given here, its
+    settings are those of `config`, and machines are learned from its calls. `loads` do not apply."""
     seed: int = 1
     duration_s: Seconds = 10.0
     warm_up_s: Annotated[float, Field(ge=0)] = 2.0
@@ -168,8 +171,33 @@ class _ReplicaClock:
         return begin + runs + there, runs
 
 
-def _arrivals(fleet: Fleet, index: int, clients: int, seed: str, until: float) -> Iterator[tuple[float, int, int]]:
-    """(time, index of the fleet, client) in order of time."""
+Arrival: TypeAlias = "tuple[float, int, int, Observation, int]"
+"""(time, index of the fleet, client, observation, bytes); the observation's timestamp is that time."""
+
+
+def _observations(
+    fleet: Fleet, index: int, clients: int, seed: str, until: float, *, latest_only: bool
+) -> Iterator[Arrival]:
+    """What a fleet sends, in order of time."""
+    numbers = [0] * clients
+    for at, client in _times(fleet, clients, seed, until):
+        number = numbers[client] = numbers[client] + 1
+        observation = Observation(
+            f"{fleet.name}-{client}",
+            fleet.name,
+            fleet.model,
+            request_id=number,
+            timestamp_ns=int(at * 1e9),
+            urgency=fleet.urgency,
+            priority=fleet.priority,
+            latency_budget_ms=fleet.budget_ms,
+            latest_only=latest_only,
+        )
+        yield at, index, client, observation, 128
+
+
+def _times(fleet: Fleet, clients: int, seed: str, until: float) -> Iterator[tuple[float, int]]:
+    """(time, client) in order of time."""
     rng = random.Random(seed)
     period = 1.0 / fleet.hz
     jitter = fleet.jitter_ms / 1e3
@@ -186,7 +214,7 @@ def _arrivals(fleet: Fleet, index: int, clients: int, seed: str, until: float) -
         at, client, grid = heap[0]
         if at >= until:
             return
-        yield at, index, client
+        yield at, client
         if fleet.arrivals == "poisson":
             grid = at + rng.expovariate(fleet.hz)
             heapq.heapreplace(heap, (grid, client, grid))
@@ -198,8 +226,11 @@ def _arrivals(fleet: Fleet, index: int, clients: int, seed: str, until: float) -
 class _Simulation:
     """One run: a discrete-event loop around one engine."""
 
-    def __init__(self, scenario: Scenario, variant: Variant, load: float) -> None:
+    def __init__(
+        self, scenario: Scenario, variant: Variant, load: float, recorded: Sequence[Arrival] | None = None
+    ) -> None:
         self._scenario = scenario
+        self._recorded = recorded
         config = with_settings(scenario.config, variant.settings)
         models = sorted({f.model for f in scenario.fleets} | {m.model for m in scenario.machines})
         self._engine = Engine(config, models, _Silent())
@@ -223,49 +254,42 @@ class _Simulation:
                 name = f"{machine.model}#{i}"
                 self._replicas[name] = _ReplicaClock(machine, f"{scenario.seed}/{name}")
                 engine.replica_up(Replica(name, machine.model, machine.slots, machine.max_batch_size, "direct"), 0.0)
+        if self._recorded is not None:
+            for tally, fleet in zip(self._tallies, scenario.fleets, strict=True):
+                tally.by_client = [0] * fleet.clients
+            return self._play(self._recorded)
         streams = []
         for index, fleet in enumerate(scenario.fleets):
             clients = max(1, round(fleet.clients * self._load)) if fleet.scales else fleet.clients
             self._tallies[index].by_client = [0] * clients
-            streams.append(_arrivals(fleet, index, clients, f"{scenario.seed}/{index}", scenario.duration_s))
-        numbers: dict[tuple[int, int], int] = {}
-        arrivals = heapq.merge(*streams) if len(streams) > 1 else streams[0]
+            latest = fleet.latest_only if self._latest_only is None else self._latest_only
+            seed = f"{scenario.seed}/{index}"
+            streams.append(_observations(fleet, index, clients, seed, scenario.duration_s, latest_only=latest))
+        return self._play(heapq.merge(*streams) if len(streams) > 1 else streams[0])
+
+    def _play(self, arrivals: Iterable[Arrival]) -> list[Tally]:
         receive_s = self._loop.receive_ms / 1e3
         events = self._events
-        for at, index, client in arrivals:
+        for arrival in arrivals:
+            at = arrival[0]
             while events and events[0][0] <= at:
                 self._event()
             now = self._loop_free if self._loop_free > at else at
             self._loop_free = now + receive_s
-            number = numbers[index, client] = numbers.get((index, client), 0) + 1
-            self._submit(index, client, number, at, now)
+            self._submit(arrival, now)
             self._effects(self._loop_free)
         while events:
             self._event()
-        assert engine.pending == 0, "a request was left without an outcome"
+        assert self._engine.pending == 0, "a request was left without an outcome"
         return self._tallies
 
-    def _submit(self, index: int, client: int, number: int, sent: float, now: float) -> None:
-        fleet = self._scenario.fleets[index]
-        name = f"{fleet.name}-{client}"
-        latest = fleet.latest_only if self._latest_only is None else self._latest_only
-        observation = Observation(
-            name,
-            fleet.name,
-            fleet.model,
-            request_id=number,
-            timestamp_ns=int(sent * 1e9),
-            urgency=fleet.urgency,
-            priority=fleet.priority,
-            latency_budget_ms=fleet.budget_ms,
-            latest_only=latest,
-        )
+    def _submit(self, arrival: Arrival, now: float) -> None:
+        sent, index, client, observation, size_bytes = arrival
         connection = b"%d/%d" % (index, client)
-        if number == 1:
-            self._origin[connection] = (index, client)
+        self._origin[connection] = (index, client)
         if sent >= self._scenario.warm_up_s:
             self._tallies[index].sent += 1
-        self._engine.submit(Request(connection, observation, _FRAMES, 128, now), now)
+        self._engine.submit(Request(connection, observation, _FRAMES, size_bytes, now), now)
 
     def _event(self) -> None:
         at, _, call, result = heapq.heappop(self._events)
@@ -341,15 +365,36 @@ def with_settings(config: InferentialConfig, changes: dict[str, Any]) -> Inferen
 def simulate(scenario: Scenario) -> list[dict[str, Any]]:
     """Every variant at every load: plain data, one entry for each, fleets inside."""
     rows: list[dict[str, Any]] = []
-    seconds = scenario.duration_s - scenario.warm_up_s
+    recorded: Sequence[Arrival] | None = None
+    if scenario.recording is not None:
+        from inferential.trace import read_trace
+
+        trace = read_trace(scenario.recording)
+        given = scenario.model_fields_set
+        recorded = trace.arrivals
+        scenario = scenario.model_copy(
+            update={
+                "fleets": trace.fleets,
+                "machines": scenario.machines if "machines" in given else trace.machines,
+                "config": scenario.config if "config" in given else trace.config,
+                "duration_s": max(trace.duration_s, 1e-3),
+                "warm_up_s": 0.0,
+                "loads": [1.0],
+            }
+        )
+        rows.append(_row(scenario, "as recorded", 1.0, trace.tallies))
     for load, variant in itertools.product(scenario.loads, scenario.variants):
-        tallies = _Simulation(scenario, variant, load).run()
-        total = Tally()
-        for tally in tallies:
-            total.add(tally)
-        fleets = {f.name: t.summary(seconds) for f, t in zip(scenario.fleets, tallies, strict=True)}
-        rows.append({"variant": variant.name, "load": load, **total.summary(seconds), "fleets": fleets})
+        rows.append(_row(scenario, variant.name, load, _Simulation(scenario, variant, load, recorded).run()))
     return rows
+
+
+def _row(scenario: Scenario, variant: str, load: float, tallies: Sequence[Tally]) -> dict[str, Any]:
+    seconds = scenario.duration_s - scenario.warm_up_s
+    total = Tally()
+    for tally in tallies:
+        total.add(tally)
+    fleets = {f.name: t.summary(seconds) for f, t in zip(scenario.fleets, tallies, strict=True)}
+    return {"variant": variant, "load": load, **total.summary(seconds), "fleets": fleets}
 
 
 def load_scenario(path: Path) -> Scenario:

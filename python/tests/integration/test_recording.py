@@ -15,6 +15,7 @@ from inferential.config.schema import InferentialConfig
 from inferential.errors import InferentialError
 from inferential.recording import RecordingError, open_recording, read_recording
 from inferential.replay import replay
+from inferential.simulator import Scenario, Variant, simulate
 
 
 class Policy:
@@ -146,3 +147,19 @@ def test_what_cannot_be_replayed_says_why(tmp_path: Path) -> None:
     cut.write_bytes(whole.read_bytes()[:-200])
     with pytest.raises(InferentialError, match=r"cut\.mcap"):
         replay(cut)
+
+
+def test_a_recording_meets_other_strategies_in_the_simulator(tmp_path: Path) -> None:
+    path = tmp_path / "run.mcap"
+    answered = _record(path, clients=3, requests=10)
+    variants = [Variant(name="same"), Variant(name="rr", settings={"scheduling.strategy": "round_robin"})]
+    scenario = Scenario(recording=path, variants=variants)
+    rows = simulate(scenario)
+
+    assert [row["variant"] for row in rows] == ["as recorded", "same", "rr"]
+    assert all(row["sent"] == answered for row in rows)
+    recorded, same, _ = rows
+    assert recorded["statuses"].keys() <= {"OK", "MODEL_ERROR", "REJECTED", "EXPIRED"}
+    assert sum(recorded["statuses"].values()) == answered
+    assert same["in_time"] > 0
+    assert simulate(scenario) == rows  # the same recording gives the same prediction
