@@ -412,6 +412,10 @@ class Engine:
                 else ItemError(f"the model answered {len(items)} of {size} requests of a batch")
             )
             if isinstance(item, ItemError):
+                if item.expired:
+                    record("requests_expired", 1.0, name, request.observation.client_id)
+                    self._end(request, Status.EXPIRED, error=item.message)
+                    continue
                 model.health.item_failed(item.message, now)
                 self._failed(model, request, item.message, item.retryable, False, replica_id)
                 continue

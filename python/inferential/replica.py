@@ -421,18 +421,21 @@ class ReplicaLinks:
             while server.endpoint.server in self._servers:
                 event = zmq.utils.monitor.parse_monitor_message(server.monitor.recv_multipart(zmq.NOBLOCK))
                 if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                    server.nonce = link.nonce()
-                    hello = pb.Hello(
-                        version=link.VERSION,
-                        replica=self._identity.replica,
-                        model=self._identity.model,
-                        credits=self._limit,
-                        max_batch_size=self._max_batch_size,
-                        nonce=server.nonce,
-                    )
-                    self._say(server, pb.ToServer(hello=hello))
+                    self._greet(server)
                 elif event["event"] == zmq.EVENT_DISCONNECTED:
                     self._detach(server)
+
+    def _greet(self, server: _Server) -> None:
+        server.nonce = link.nonce()
+        hello = pb.Hello(
+            version=link.VERSION,
+            replica=self._identity.replica,
+            model=self._identity.model,
+            credits=self._limit,
+            max_batch_size=self._max_batch_size,
+            nonce=server.nonce,
+        )
+        self._say(server, pb.ToServer(hello=hello))
 
     def _read(self, server: _Server) -> bool:
         """Reads a burst of messages; True where there may be more."""
@@ -463,11 +466,18 @@ class ReplicaLinks:
                     server.drained = True
                 elif kind == "farewell":
                     server.left = True
-                elif kind == "refused" and message.refused.reason != server.refused:
-                    server.refused = message.refused.reason
-                    logger.warning("%s: not attached: %s", self._identity.replica, server.refused)
+                elif kind == "refused":
+                    self._refused(server, message.refused.reason)
             return True
         return False
+
+    def _refused(self, server: _Server, reason: str) -> None:
+        if server.attached:  # it has forgotten this replica, though the connection stands
+            self._detach(server)
+            self._greet(server)
+        elif reason != server.refused:
+            server.refused = reason
+            logger.warning("%s: not attached: %s", self._identity.replica, reason)
 
     def _prove(self, server: _Server, challenge: Any) -> None:
         secret = server.endpoint.secret
@@ -584,7 +594,8 @@ class ReplicaLinks:
         for i, item in enumerate(prepared.items):
             if job.cancelled or item.deadline < now:
                 why = "it was cancelled" if job.cancelled else "its deadline passed"
-                prepared.observations[i] = prepared.results[i] = ItemError(f"{why} before the model began with it")
+                error = ItemError(f"{why} before the model began with it", expired=not job.cancelled)
+                prepared.observations[i] = prepared.results[i] = error
             else:
                 any_left = True
         return any_left
@@ -601,7 +612,7 @@ class ReplicaLinks:
                 sizes = [f.nbytes if hasattr(f, "nbytes") else len(f) for f in item.frames]
                 sent.items.add(envelope=item.envelope, frame_bytes=sizes)
             else:
-                sent.items.add(failed=True, error=item.message)
+                sent.items.add(failed=True, error=item.message, expired=item.expired)
         return job, message.SerializeToString(), frames
 
     def _encode_failure(self, job: _Job, error: BaseException) -> tuple[_Job, bytes, list[Any]]:

@@ -225,13 +225,14 @@ class DirectPath:
             return
         kind = message.WhichOneof("kind")
         peer = self._peers.get(routing_id)
-        if kind == "result":
-            if peer is not None and peer.attached:
-                self._result(peer, message.result, frames)
+        if kind == "result" and peer is not None and peer.attached:
+            self._result(peer, message.result, frames)
         elif kind == "hello":
             self._hello(routing_id, fd if peer is None else peer.fd, message.hello)
         elif peer is None:
-            return
+            stranger = pb.ToReplica(refused=pb.Refused(reason="not attached: say hello first"))
+            with contextlib.suppress(zmq.ZMQError):
+                link.send(self._socket, stranger.SerializeToString(), (), routing_id)
         elif kind == "proof":
             self._proof(peer, message.proof.proof)
         elif not peer.attached:
@@ -257,7 +258,7 @@ class DirectPath:
         at = 0
         for item in result.items:
             if item.failed:
-                items.append(ItemError(item.error))
+                items.append(ItemError(item.error, expired=item.expired))
             else:
                 end = at + len(item.frame_bytes)
                 items.append(Body(item.envelope, frames[at:end]))

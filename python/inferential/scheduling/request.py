@@ -100,6 +100,8 @@ class ItemError:
 
     message: str
     retryable: bool = False
+    expired: bool = False
+    """Its deadline passed before the model began with it: EXPIRED rather than MODEL_ERROR."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,14 @@ import numpy as np
 from inferential import AsyncConnection, Server, Status
 from inferential.config.schema import InferentialConfig
 
-WAIT_S = 60.0
+WAIT_S = 90.0
 
 
 def config(models: list[str], **dispatch: Any) -> InferentialConfig:
     made = InferentialConfig()
     made.transport.bind = "tcp://127.0.0.1:0"
     made.ray.poll_s = 0.2
+    made.queue.request_ttl_ms = 60_000.0  # replicas of a busy machine take their time to start
     made.scheduling.pipeline_dispatch.enabled = True
     made.models.default.max_inflight = 16
     for name, value in dispatch.items():
@@ -83,9 +84,9 @@ class Load:
         await until(lambda: self.statuses[status.name] >= target)
 
     async def _client(self, index: int) -> None:
-        connection = AsyncConnection(self._server.endpoint, f"{self._name}-{index}", "test", hold_off=False)
+        connection = AsyncConnection(self._server.endpoint, f"{self._name}-{index}", "test", hold_off=False, request_timeout_ms=90_000.0)
         async with connection:
-            model = connection.model(self._model, latency_budget_ms=20_000.0)
+            model = connection.model(self._model, latency_budget_ms=50_000.0)
             expected: dict[int, float] = {}
             while True:
                 while not self._stopping and model.outstanding < self._in_flight:
@@ -94,10 +95,10 @@ class Load:
                     assert sent, sent.error
                     self.sent += 1
                     expected[sent.request_id] = float(value)
-                reply = await model.next_reply(timeout_ms=30_000)
+                reply = await model.next_reply(timeout_ms=60_000)
                 if reply is None and self._stopping and not model.outstanding:
                     return  # none outstanding, none in the inbox
-                assert reply is not None, f"no outcome in 30 s for {list(expected)[:5]}"
+                assert reply is not None, f"no outcome in 60 s for {list(expected)[:5]}"
                 status = Status(reply.status)
                 self.replies[index, reply.request_id].append(status)
                 self.statuses[status.name] += 1

@@ -209,6 +209,7 @@ def test_no_more_at_a_time_than_allowed_and_nothing_too_late(ray_session: None) 
             items = [r.items[0] for r in results if isinstance(r, CallResult)]
             assert isinstance(items[6], ItemError)
             assert "deadline passed" in items[6].message
+            assert items[6].expired
             assert isinstance(items[7], ItemError)
             assert "cancelled" in items[7].message
             got = await driver.infer("direct-count", x=1.0)
@@ -242,7 +243,7 @@ def test_only_who_knows_the_secret_attaches(ray_session: None) -> None:
                         return pb.ToReplica.FromString(socket.recv())
 
                     # Before it is attached, nothing else is listened to.
-                    socket.send(pb.ToServer(result=pb.Result(id=1)).SerializeToString())
+                    assert (await ask(pb.ToServer(result=pb.Result(id=1)))).refused.reason.startswith("not attached")
                     socket.send(b"\xff not protobuf")
                     mine = link.nonce()
                     hello = pb.Hello(version=version, replica="r", model=model, credits=1, nonce=mine)

@@ -258,3 +258,13 @@ def test_without_the_flag_nothing_is_replaced():
 def test_reason_none_for_plain_outcomes():
     rig = Rig(replicas=[])
     assert rig.outcome(rig.send()).reason is Reason.NONE
+
+
+def test_too_late_for_the_model_is_expired():
+    """A replica keeps staged work from the model once its deadline has passed; that is no error of the model."""
+    rig = Rig()
+    r = rig.send()
+    [call] = rig.settle()
+    rig.finish(call, 5.0, items=[ItemError("its deadline passed", expired=True)])
+    assert rig.status(r) is Status.EXPIRED
+    assert rig.numbers.of("requests_expired") == [1.0]

@@ -128,16 +128,18 @@ class Result(_message.Message):
     def __init__(self, id: _Optional[int] = ..., inference_ms: _Optional[float] = ..., items: _Optional[_Iterable[_Union[ItemResult, _Mapping]]] = ...) -> None: ...
 
 class ItemResult(_message.Message):
-    __slots__ = ("envelope", "frame_bytes", "failed", "error")
+    __slots__ = ("envelope", "frame_bytes", "failed", "error", "expired")
     ENVELOPE_FIELD_NUMBER: _ClassVar[int]
     FRAME_BYTES_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    EXPIRED_FIELD_NUMBER: _ClassVar[int]
     envelope: bytes
     frame_bytes: _containers.RepeatedScalarFieldContainer[int]
     failed: bool
     error: str
-    def __init__(self, envelope: _Optional[bytes] = ..., frame_bytes: _Optional[_Iterable[int]] = ..., failed: bool = ..., error: _Optional[str] = ...) -> None: ...
+    expired: bool
+    def __init__(self, envelope: _Optional[bytes] = ..., frame_bytes: _Optional[_Iterable[int]] = ..., failed: bool = ..., error: _Optional[str] = ..., expired: bool = ...) -> None: ...
 
 class Load(_message.Message):
     __slots__ = ("waiting", "replicas")

@@ -1,0 +1,204 @@
+"""The model's end of the direct path against a server's end, without Ray: both talk over loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from inferential.backends import cluster, link
+from inferential.backends.direct import DirectPath
+from inferential.config.schema import InferentialConfig
+from inferential.model_call import ModelCall
+from inferential.replica import LEARNED_CALLS, Identity, ReplicaLinks
+from inferential.scheduling.request import CallResult, ItemError
+from tests.integration.ray_driver import Driver, decode
+
+
+class Store:
+    """Stands for Ray's key-value store."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.data: dict[str, bytes] = {}
+        monkeypatch.setattr(cluster, "keys", lambda prefix: [k for k in list(self.data) if k.startswith(prefix)])
+        monkeypatch.setattr(cluster, "get", self.data.get)
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Store:
+    return Store(monkeypatch)
+
+
+@asynccontextmanager
+async def server(store: Store) -> AsyncIterator[Driver]:
+    driver = Driver(None)  # type: ignore[arg-type]
+    path = DirectPath(InferentialConfig(), ["m"], driver)
+    driver.backend = path  # type: ignore[assignment]
+    path.open()
+    store.data[link.SERVERS + path.server] = path.endpoint("here").to_json()
+    try:
+        yield driver
+    finally:
+        path.close()
+        del store.data[link.SERVERS + path.server]
+
+
+@asynccontextmanager
+async def replica(
+    model: Any, name: str = "r", max_ongoing: Callable[[], int] = lambda: 2
+) -> AsyncIterator[ReplicaLinks]:
+    links = ReplicaLinks(
+        ModelCall(model, "m"),
+        Identity(name, "m", "here"),
+        max_batch_size=4,
+        max_ongoing=max_ongoing,
+        loop=asyncio.get_running_loop(),
+    )
+    links.start(lambda: True)
+    try:
+        yield links
+    finally:
+        await links.drain(5.0)
+
+
+async def ask(driver: Driver, replica: Any, **tensors: Any) -> Any:
+    result = await driver.outcome(driver.start_call(replica, [driver.request("m", **tensors)]))
+    assert isinstance(result, CallResult), result
+    return result.items[0]
+
+
+class Where:
+    """Says which thread it runs on, and takes as long as it is told to."""
+
+    def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+        if float(obs["s"]):
+            time.sleep(float(obs["s"]))
+        return {"thread": threading.current_thread().name}
+
+
+def test_quick_model_and_a_call_that_is_not(store: Store) -> None:
+    """A model that was quick so far is run where its calls arrive; a long call then keeps nothing from going on."""
+
+    async def main() -> None:
+        async with server(store) as driver, replica(Where()):
+            (r,) = await driver.replica("m")
+            for _ in range(10 * LEARNED_CALLS):
+                where = decode(await ask(driver, r, s=0.0))["thread"]
+                if where.startswith("inferential-io"):
+                    break
+            else:
+                pytest.skip("the machine is too busy for any call to be quick")
+            slow = driver.start_call(r, [driver.request("m", s=3.0)])
+            started = time.monotonic()
+            for _ in range(5):
+                await ask(driver, r, s=0.0)
+            assert time.monotonic() - started < 2.5  # all of them before the long one ended
+            assert slow.id not in driver.outcomes
+            result = await driver.outcome(slow)
+            assert isinstance(result, CallResult)
+            assert result.inference_s >= 3.0
+            await ask(driver, r, s=0.0)
+
+    asyncio.run(main())
+
+
+def test_async_model_runs_on_the_loop(store: Store) -> None:
+    class Async:
+        async def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+            await asyncio.sleep(0)
+            return {"thread": threading.current_thread().name}
+
+    async def main() -> None:
+        async with server(store) as driver, replica(Async()):
+            (r,) = await driver.replica("m")
+            assert decode(await ask(driver, r, s=0.0))["thread"] == threading.main_thread().name
+
+    asyncio.run(main())
+
+
+def test_draining_finishes_what_is_in_hand(store: Store) -> None:
+    async def main() -> None:
+        async with server(store) as driver:
+            async with replica(Where()) as links:
+                (r,) = await driver.replica("m")
+                calls = [driver.start_call(r, [driver.request("m", s=0.3)]) for _ in range(5)]
+                await driver.until(lambda: links.ongoing() == 5)
+            # It has left, and answered before that.
+            assert all(len(driver.outcomes[c.id]) == 1 for c in calls)
+            assert all(isinstance(driver.outcomes[c.id][0], CallResult) for c in calls)
+            assert not driver.of("m")
+            assert driver.reasons[0] == "it drains"
+
+    asyncio.run(main())
+
+
+def test_credits_are_divided_and_follow_the_deployment(store: Store) -> None:
+    limit = 5
+
+    async def main() -> None:
+        nonlocal limit
+        async with server(store) as first, replica(Where(), max_ongoing=lambda: limit):
+            await first.until(lambda: [r.slots for r in first.of("m")] == [5])
+            async with server(store) as second:
+                await first.until(lambda: sorted(r.slots for d in (first, second) for r in d.of("m")) == [2, 3])
+            await first.until(lambda: [r.slots for r in first.of("m")] == [5])
+            limit = 7
+            await first.until(lambda: [r.slots for r in first.of("m")] == [7])
+
+    asyncio.run(main())
+
+
+def test_load_for_autoscaling(store: Store) -> None:
+    """What a replica reports: what it holds, and its part of what waits at all servers."""
+
+    async def main() -> None:
+        async with server(store) as driver, replica(Where(), "a") as a, replica(Where(), "b") as b:
+            await driver.replica("m", count=2)
+            driver.load["m"] = 10
+            await driver.until(lambda: a.ongoing() == b.ongoing() == 5.0)
+            driver.load["m"] = 0
+            await driver.until(lambda: a.ongoing() == b.ongoing() == 0.0)
+        assert a.ongoing() is None
+
+    asyncio.run(main())
+
+
+def test_model_that_breaks_everything_still_answers(store: Store) -> None:
+    class Exits:
+        def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+            raise SystemExit("enough")
+
+    async def main() -> None:
+        async with server(store) as driver, replica(Exits()):
+            (r,) = await driver.replica("m")
+            for _ in range(3):
+                assert await ask(driver, r, s=np.float64(0)) == ItemError("SystemExit: enough")
+
+    asyncio.run(main())
+
+
+def test_lost_link_is_made_anew(store: Store) -> None:
+    """The server closes the connection; the replica attaches again, and what was under way does not come back twice."""
+
+    async def main() -> None:
+        async with server(store) as driver, replica(Where()):
+            (r,) = await driver.replica("m")
+            under_way = driver.start_call(r, [driver.request("m", s=0.5)])
+            path: Any = driver.backend
+            peer = path._replicas["r"]
+            path._gone(peer, "a test says so")  # as if the monitor had said it
+            assert not driver.of("m")
+            outcome = await driver.outcome(under_way)
+            assert "a test says so" in outcome.message  # type: ignore[union-attr]
+            # The connection itself still stands: its next message, that result, is from nobody who is attached.
+            (again,) = await driver.replica("m")
+            assert len(driver.outcomes[under_way.id]) == 1
+            assert "thread" in decode(await ask(driver, again, s=0.0))
+
+    asyncio.run(main())

@@ -1,0 +1,93 @@
+"""Servable classes outside of a replica: what was decorated."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+from ray import cloudpickle
+
+from inferential.errors import ConfigError
+from inferential.serving import servable
+
+
+@servable
+class Policy:
+    """Doubles."""
+
+    def __init__(self, factor: float = 2.0) -> None:
+        self.factor = factor
+
+    def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+        return {"y": obs["x"] * self.factor}
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        return {"mine": 1.0}
+
+
+def test_is_the_class_that_was_decorated() -> None:
+    policy = Policy(factor=3.0)
+    assert policy.infer({"x": np.float64(2)}) == {"y": 6.0}
+    assert (Policy.__name__, Policy.__doc__, Policy.__module__) == ("Policy", "Doubles.", __name__)
+    assert policy.record_autoscaling_stats() == {"mine": 1.0}
+    del policy  # nothing to drain
+
+
+def test_survives_pickling_by_value() -> None:
+    def make() -> type:
+        @servable
+        class Local:
+            def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+                return obs
+
+        return Local
+
+    again = cloudpickle.loads(cloudpickle.dumps(make()))
+    assert again().infer({"a": 1}) == {"a": 1}
+    assert again.__inferential_servable__
+
+
+def test_async_init_is_awaited_by_serve_alone() -> None:
+    @servable
+    class Slow:
+        async def __init__(self) -> None:  # type: ignore[misc]
+            self.ready = True
+
+        async def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+            return obs
+
+    async def main() -> None:
+        model = Slow.__new__(Slow)
+        await model.__init__()  # type: ignore[misc]
+        assert model.ready
+
+    asyncio.run(main())
+
+
+def test_own_destructor_still_runs() -> None:
+    ended: list[str] = []
+
+    @servable
+    class Ending:
+        def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+            return obs
+
+        def __del__(self) -> None:
+            ended.append("yes")
+
+    model = Ending()
+    del model
+    assert ended == ["yes"]
+
+
+def test_what_is_not_servable() -> None:
+    with pytest.raises(ConfigError, match=r"below @serve\.deployment"):
+        servable(lambda obs: obs)  # type: ignore[type-var]
+
+    class Nothing:
+        pass
+
+    with pytest.raises(ConfigError, match="neither infer, infer_batch nor __call__"):
+        servable(Nothing)
