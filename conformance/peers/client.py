@@ -28,7 +28,7 @@ async def run(conn, wait):
         await wait(model.observe(x=array))
         out["dtypes"][name] = same(await wait(model.get_result(timeout_ms=10000)), "x", array)
     await wait(model.observe(urgency=0.75, steps_remaining=50, state=np.zeros(7, np.float32), task="fold the towel"))
-    out["seen"] = (await wait(model.get_result(timeout_ms=10000)))["seen"]
+    out["seen"] = (await wait(model.get_result(timeout_ms=10000))).get("seen")
     out["answered"] = 0
     for i in range(ROUNDS):
         array = np.full(3, i, np.float32)

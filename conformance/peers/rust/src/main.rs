@@ -40,10 +40,12 @@ fn sync(address: &str) {
         answered += u32::from(model.get_result(10_000).is_some_and(|r| r["state"].as_f32() == state));
     }
     let other = conn.model("policy-v2", 5000.0, 1);
-    model.observe().tensor_f32("x", &[1.0], &[1]).send();
-    other.observe().tensor_f32("x", &[2.0], &[1]).send();
-    let two_models = other.get_result(10_000).is_some_and(|r| r["x"].as_f32() == [2.0])
-        && model.get_result(10_000).is_some_and(|r| r["x"].as_f32() == [1.0]);
+    // One after the other: this client hands out whatever reply comes first, of whichever model.
+    let mut two_models = true;
+    for (handle, value) in [(&other, 2.0), (&model, 1.0), (&other, 3.0)] {
+        handle.observe().tensor_f32("x", &[value], &[1]).send();
+        two_models &= handle.get_result(10_000).is_some_and(|r| r["x"].as_f32() == [value]);
+    }
     let odd = conn.model("odd", 5000.0, 1);
     odd.observe().metadata("how", "raise").send();
     let an_error_is_no_reply = odd.get_result(500).is_none();
