@@ -29,16 +29,14 @@ class FairClock:
         """Sets the tag of a client's next request."""
         account = stream.account(self.level)
         due = account.finish
-        if due < self.now:
-            due = self.now
+        due = max(due, self.now)
         account.finish = due + 1.0 / stream.weight
         request.due = due
         request.tag = due - account.owed
 
     def served(self, request: Request) -> None:
         """It went to a model."""
-        if request.due > self.now:
-            self.now = request.due
+        self.now = max(self.now, request.due)
         stream = request.stream
         if stream is not None:
             account = stream.account(self.level)

@@ -127,10 +127,24 @@ class ModelState:
         assert request.stream is not None, "set at arrival"
         return self.orders[request.stream.replica]
 
+    def speed(self, replica: ReplicaState) -> float:
+        """How a replica's times compare with the model's."""
+        # With one replica the model's own line says all; its ratio would only add noise.
+        return replica.speed if len(self.replicas) > 1 else 1.0
+
     def over_share(self, stream: Stream) -> bool:
         """Whether a client has at least twice its fair part of what waits here."""
         queued = stream.queued
         return queued > 1 and queued * self.clients_waiting >= 2.0 * len(self.queue) * max(1.0, stream.weight)
+
+    def forget(self, before: float) -> None:
+        """Forgets clients not seen since then."""
+        for stream in self.streams.evict(before):
+            kept = None if stream.replica is None else self.replicas.get(stream.replica)
+            if kept is not None:
+                kept.assigned -= 1
+            if self.heaviest is stream:
+                self.heaviest = None
 
     def next_end(self) -> Call | None:
         """The call predicted to end first, of those that nothing is staged behind."""

@@ -43,12 +43,14 @@ class ReplicaState:
 class Replicas:
     """A heap of those with room, the one predicted to finish first on top. O(log n) per change, amortised."""
 
-    __slots__ = ("_by_id", "_count", "_free")
+    __slots__ = ("_by_id", "_count", "_free", "live")
 
     def __init__(self) -> None:
         self._by_id: dict[str, ReplicaState] = {}
         self._free: list[tuple[float, int, int, ReplicaState]] = []
         self._count = 0
+        self.live = 0
+        """How many take new calls."""
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -66,13 +68,24 @@ class Replicas:
         if state is None:
             self._count += 1
             state = self._by_id[replica.id] = ReplicaState(replica, self._count)
+            self.live += 1
+        elif state.draining:
+            self.live += 1
         state.replica = replica
         state.draining = False
         self.changed(state)
         return state
 
+    def drain(self, state: ReplicaState) -> None:
+        """One takes no new calls."""
+        if not state.draining:
+            state.draining = True
+            self.live -= 1
+            self.changed(state)
+
     def remove(self, state: ReplicaState) -> None:
         """Forgets one."""
+        self.drain(state)
         state.version += 1
         self._by_id.pop(state.replica.id, None)
 
@@ -95,8 +108,3 @@ class Replicas:
                 return entry[3]
             heapq.heappop(free)
         return None
-
-    @property
-    def live(self) -> int:
-        """How many take new calls."""
-        return sum(not state.draining for state in self._by_id.values())

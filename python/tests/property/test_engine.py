@@ -263,7 +263,7 @@ class EngineMachine(RuleBasedStateMachine):
             assert model.queue.size_bytes == sum(r.size_bytes for r in waiting)
             assert sum(s.queued for s in model.streams._by_client.values()) == len(waiting)
             assert model.clients_waiting == len({r.observation.client_id for r in waiting})
-            assert (name in engine._waiting) == bool(waiting)
+            assert (name in engine._room.models) == bool(waiting)
             for replica in model.replicas:
                 staged = sum(c.staged for c in replica.calls.values())
                 assert replica.running + staged == len(replica.calls)
@@ -271,7 +271,7 @@ class EngineMachine(RuleBasedStateMachine):
                 assert (replica.staged is not None) == bool(staged)
             assert 0 <= model.slots.running <= model.slots.limit
             assert 0 <= model.device.running <= model.device.limit
-        holders = [engine._models[call.model] for call in engine._calls.values() if not call.staged]
+        holders = [engine._models[call.model] for call in engine._calls if not call.staged]
         for model in engine._models.values():
             assert model.slots.running == sum(m.slots is model.slots for m in holders)
             assert model.device.running == sum(m.device is model.device for m in holders)
