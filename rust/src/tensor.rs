@@ -290,7 +290,7 @@ impl AsRef<[u8]> for AlignedBytes {
 
 /// The same bytes at an address that is a multiple of `alignment` (a power of two up to 8): themselves, or a copy.
 fn align(data: Bytes, alignment: usize) -> Bytes {
-    if data.as_ptr() as usize % alignment == 0 {
+    if (data.as_ptr() as usize).is_multiple_of(alignment) {
         return data;
     }
     let length = data.len();
