@@ -15,7 +15,17 @@ from tests.unit.client.replies import broken, reply
 
 MODELS = ("a", "b")
 SLOTS = ("", "left")
-STATUSES = (Status.OK, Status.OK, Status.OK, Status.OK, Status.REJECTED, Status.UNAVAILABLE, Status.EXPIRED, Status.CANCELLED, 77)
+STATUSES = (
+    Status.OK,
+    Status.OK,
+    Status.OK,
+    Status.OK,
+    Status.REJECTED,
+    Status.UNAVAILABLE,
+    Status.EXPIRED,
+    Status.CANCELLED,
+    77,
+)
 TIMEOUT_S = 30.0
 
 
