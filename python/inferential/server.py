@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("inferential.server")
 
 BACKEND_STOP_S = 5.0
+LAST_REPLIES_S = 0.2
 DELIVERY_S = 0.25  # for replies that wait for slow clients when everything else is done
 T = TypeVar("T")
 
@@ -256,7 +257,6 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         self._drained = asyncio.Event()
-        self._transport.open(self._loop)
         self._state = "running"
         try:
             if self._export is not None:
@@ -264,6 +264,8 @@ class Server:
                 self._export.serve(settings.prometheus_port or 0, settings.prometheus_bind)
             for backend in dict.fromkeys(self._backends.values()):
                 await backend.start(self)
+            # Last: joining Ray takes seconds, in which clients that found the port would only hear UNAVAILABLE.
+            self._transport.open(self._loop)
         except BaseException:
             self._config.lifecycle.grace_period_s = 0.0
             await self.stop()
@@ -285,6 +287,9 @@ class Server:
         self._engine.abort(time.monotonic())
         self._flush()
         await self._transport.deliver(DELIVERY_S)
+        if self._transport.active_clients:
+            # A client that gets its last replies and the end of the connection together loses what it has not read yet.
+            await asyncio.sleep(LAST_REPLIES_S)
         if self._wakeup is not None:
             self._wakeup.cancel()
         self._state = "stopped"

@@ -104,6 +104,7 @@ class Transport:
         self._sweep: asyncio.TimerHandle | None = None
         self._again: asyncio.Handle | None = None
         self._sent = False  # since it was last asked whether there is something to read
+        self._is_open = False
         self.endpoint = ""
 
     # --- life cycle ---
@@ -130,6 +131,7 @@ class Transport:
         # What came before the readers were there has had its signal.
         loop.call_soon(self._readable)
         loop.call_soon(self._monitor_readable)
+        self._is_open = True
 
     def _open_socket(self) -> None:
         bind = self._config.bind
@@ -161,6 +163,8 @@ class Transport:
 
     def stop_receiving(self) -> None:
         """Takes no further messages; replies can still be sent."""
+        if not self._is_open:
+            return
         self._loop.remove_reader(self._fd)
         for handle in (self._again, self._sweep):
             if handle is not None:
@@ -175,7 +179,10 @@ class Transport:
 
     def close(self) -> None:
         """Closes the socket; blocks until what was sent is delivered, for half a second at most."""
+        if not self._is_open:
+            return
         self.stop_receiving()
+        self._is_open = False
         if self._retry is not None:
             self._retry.cancel()
         self._loop.remove_reader(self._monitor_fd)
