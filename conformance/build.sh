@@ -10,8 +10,8 @@ jobs=${JOBS:-2}
 mkdir -p "$modules"
 
 cmake -S "$here/bindings/cpp" -B "$cache/conformance-cpp" -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" \
-  -DPython_EXECUTABLE="$python" -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$modules" >&2
-cmake --build "$cache/conformance-cpp" --target inferential_cpp --parallel "$jobs" >&2
+  -DPython_EXECUTABLE="$python" -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$modules" -DCMAKE_RUNTIME_OUTPUT_DIRECTORY="$modules" >&2
+cmake --build "$cache/conformance-cpp" --target inferential_cpp verbatim_cpp --parallel "$jobs" >&2
 
 wheels=$cache/conformance-wheels
 export CARGO_TARGET_DIR=$cache/cargo-target CARGO_BUILD_JOBS=$jobs

@@ -86,6 +86,13 @@ class Odd:
         return {}
 
 
+class Doubler:
+    """The policy that the shown programs ask."""
+
+    def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+        return {"actions": obs["state"] * 2}
+
+
 @ray.remote(num_cpus=0, max_concurrency=1000)
 class Control:
     """Gates by model: closed ones hold whoever enters. Notes who entered, in order."""

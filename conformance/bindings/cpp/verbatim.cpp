@@ -1,0 +1,6 @@
+#include "inferential/client.hpp"
+
+int main() {
+#include "../../verbatim/client.cpp"
+  return result ? 0 : 3;
+}
