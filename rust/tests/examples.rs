@@ -19,11 +19,12 @@ fn the_control_loop_acts_on_fresh_answers() {
         answer.payloads = vec![velocities.into()];
         vec![answer]
     });
-    assert!(control_loop::run(&server.address, 50).unwrap() > 0);
-    let states: Vec<f32> = std::iter::from_fn(|| server.try_request())
-        .map(|request| request.tensors()["state"].as_f32().unwrap()[0])
-        .collect();
-    assert!(states.len() >= 2 && states.last() < states.first(), "the joints move to zero: {states:?}");
+    // On a machine so busy that no answer comes within 18 ms, another round.
+    assert!((0..20).any(|_| control_loop::run(&server.address, 50).unwrap() > 0));
+    let states =
+        std::iter::from_fn(|| server.try_request()).map(|request| request.tensors()["state"].as_f32().unwrap()[0]);
+    let least = states.reduce(f32::min).expect("observations");
+    assert!(least < 0.3, "the joints move from 0.3 to zero");
 }
 
 #[test]

@@ -16,12 +16,17 @@ use bytes::Bytes;
 use inferential::proto;
 use inferential::wire;
 use inferential::zmq::{Context, IntOption, Message, Socket, SocketKind};
-use inferential::{DType, Tensor, Tensors};
+use inferential::{ConnectionOptions, DType, Tensor, Tensors};
 use prost::Message as _;
 
 /// Longest wait for anything that must come; far above what a busy machine needs.
 pub const PATIENCE_MS: u64 = 30_000;
 pub const PATIENCE: Duration = Duration::from_millis(PATIENCE_MS);
+
+/// Settings for a machine so busy that a handshake may take seconds.
+pub fn patient(address: &str) -> ConnectionOptions {
+    ConnectionOptions::new(address, "agent-01", "franka").connect_timeout_ms(PATIENCE_MS)
+}
 
 /// An observation as the server got it.
 #[derive(Debug, Clone)]
