@@ -18,6 +18,7 @@ logger = logging.getLogger("inferential.ray")
 
 NAMESPACE = "inferential"
 """Of the keys in Ray's own key-value store."""
+START_ATTEMPTS = 3
 
 # Read by Ray Serve when it is imported, here and in the replicas of an embedded Ray. That handles run their router in the
 # caller's loop is asked for handle by handle: set for everything, it would break sync models that call other deployments.
@@ -43,7 +44,7 @@ def join_or_start(config: RayConfig) -> bool:
 
     Raises:
         MissingDependencyError: Ray is not installed.
-        ConfigError: there is no cluster at `config.address`.
+        ConfigError: there is no cluster at `config.address`, or Ray cannot be started.
     """
     prepare_environment()
     try:
@@ -54,21 +55,34 @@ def join_or_start(config: RayConfig) -> bool:
     started = False
     if not ray.is_initialized():
         options: dict[str, Any] = {"namespace": config.namespace, "log_to_driver": False, "logging_level": "warning"}
-        embedded: dict[str, Any] = {"include_dashboard": False, "num_cpus": config.num_cpus}
         address = config.address or os.environ.get("RAY_ADDRESS") or _cluster_on_this_machine() or "local"
-        try:
-            if address == "local":
-                ray.init(address="local", **embedded, **options)
-                started = True
-            else:
+        if address == "local":
+            _start({"include_dashboard": False, "num_cpus": config.num_cpus, **options})
+            started = True
+        else:
+            try:
                 ray.init(address=address, **options)
-        except (ConnectionError, ValueError, RuntimeError) as e:
-            raise ConfigError(
-                f"ray.address: cannot use {address!r} ({e}); give the address of a running cluster, or 'local'"
-            ) from e
+            except (ConnectionError, ValueError, RuntimeError) as e:
+                raise ConfigError(
+                    f"ray.address: cannot use {address!r} ({e}); give the address of a running cluster, or 'local'"
+                ) from e
     # Handles need no HTTP proxy; where Serve already runs this changes nothing.
     serve.start(proxy_location="Disabled")
     return started
+
+
+def _start(options: dict[str, Any]) -> None:
+    import ray
+
+    for attempt in range(START_ATTEMPTS):
+        try:
+            ray.init(address="local", **options)
+            return
+        except Exception as e:  # Ray raises a bare Exception where its processes took more than 30 s
+            ray.shutdown()
+            if attempt == START_ATTEMPTS - 1:
+                raise ConfigError(f"ray: cannot start Ray in this process: {e}") from e
+            logger.warning("Ray did not start (%s); trying again", e)
 
 
 def leave(*, stop_serve: bool) -> None:

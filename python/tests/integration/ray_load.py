@@ -84,7 +84,9 @@ class Load:
         await until(lambda: self.statuses[status.name] >= target)
 
     async def _client(self, index: int) -> None:
-        connection = AsyncConnection(self._server.endpoint, f"{self._name}-{index}", "test", hold_off=False, request_timeout_ms=90_000.0)
+        connection = AsyncConnection(
+            self._server.endpoint, f"{self._name}-{index}", "test", hold_off=False, request_timeout_ms=90_000.0
+        )
         async with connection:
             model = connection.model(self._model, latency_budget_ms=50_000.0)
             expected: dict[int, float] = {}

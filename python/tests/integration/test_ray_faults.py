@@ -9,9 +9,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
-from inferential import Server, Status
+from inferential import AsyncConnection, Server, Status
 from inferential.config.schema import ModelConfig
 
 from .ray_load import Load, config, replicas, serving, until
@@ -214,6 +215,70 @@ def test_client_affinity(model: str) -> None:
                 os.kill(sorted(pids(load))[0], signal.SIGKILL)
                 await until(lambda: len(replicas(server, model)) == 1)
                 await load.answers(100)  # those whose home is gone have another
+            assert set(load.statuses) == {"OK"}, (load.statuses, load.errors)
+
+    asyncio.run(main())
+
+
+def test_model_that_hangs(model: str) -> None:
+    """Only the call that hangs is given up, by its own deadline; nobody else notices."""
+    from ray import serve
+
+    from inferential.serving import servable
+
+    @servable
+    class Hangs:
+        def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+            if "hang" in obs:
+                time.sleep(20)
+            return {"y": obs["x"] + 1, "who": "1"}
+
+    options = {"ray_actor_options": SMALL, "graceful_shutdown_timeout_s": 0.5, "max_ongoing_requests": 4}
+    run(serve.deployment(Hangs, **options).bind(), model)
+
+    async def main() -> None:
+        async with serving(config([model], call_timeout_ms=1500.0), [model]) as server:
+            await until(lambda: replicas(server, model))
+            async with Load(server, model, clients=2, in_flight=2) as load:
+                await load.answers(20)
+                async with AsyncConnection(server.endpoint, "poison") as connection:
+                    poison = connection.model(model, latency_budget_ms=60_000.0)
+                    await poison.observe(x=np.float64(1), hang="yes")
+                    reply = await poison.next_reply(timeout_ms=30_000)
+                    assert reply is not None
+                    assert reply.status is Status.MODEL_ERROR
+                    assert "no answer within" in reply.error
+                await load.answers(20)
+            assert set(load.statuses) == {"OK"}, (load.statuses, load.errors)
+
+    asyncio.run(main())
+
+
+def test_control_plane_restarts_under_load(model: str) -> None:
+    """Serve's controller dies and comes back: no request hears of it."""
+    import ray
+
+    run(deployment(), model)
+
+    async def main() -> None:
+        async with serving(config([model]), [model]) as server:
+            await until(lambda: len(replicas(server, model)) == 2)
+            async with Load(server, model) as load:
+                await load.answers(50)
+                controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+                before = ray.get(controller.get_pid.remote())
+                os.kill(before, signal.SIGKILL)
+
+                def restarted() -> bool:
+                    try:
+                        return bool(ray.get(controller.get_pid.remote(), timeout=1.0) != before)
+                    except ray.exceptions.RayError:
+                        return False
+
+                while not await asyncio.to_thread(restarted):
+                    await load.answers(10)
+                await load.answers(50)
+                assert len(replicas(server, model)) == 2
             assert set(load.statuses) == {"OK"}, (load.statuses, load.errors)
 
     asyncio.run(main())
