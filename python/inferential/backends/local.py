@@ -17,6 +17,7 @@ from inferential.scheduling.request import Call, CallError, CallResult, Replica
 
 logger = logging.getLogger("inferential.local")
 
+READY_WAIT_S = 0.5
 DEFAULT_MAX_BATCH_SIZE = 32
 DEFAULT_ASYNC_CONCURRENCY = 16
 
@@ -266,8 +267,12 @@ class LocalBackend:
         self._runners: dict[str, _Runner] = {}
 
     async def start(self, events: BackendEvents) -> None:
-        """Makes the threads and warms the models up; each is reported up when it is warm."""
+        """Makes the threads and warms the models up; each is reported up when it is warm.
+
+        Waits a moment for those that are warm at once, so that a server of such models is ready when it has started.
+        """
         loop = asyncio.get_running_loop()
+        warm: list[asyncio.Future[None]] = []
         for name, (model, declared) in self._models.items():
             concurrency = declared.concurrency or (DEFAULT_ASYNC_CONCURRENCY if model.is_async else 1)
             runner: _Runner
@@ -280,7 +285,9 @@ class LocalBackend:
             self._runners[name] = runner
             batch = (declared.max_batch_size or DEFAULT_MAX_BATCH_SIZE) if model.batched else 1
             replica = Replica(f"{name}/local", name, concurrency, batch, "local")
-            runner.warm_up(_warmed_up(events, replica))
+            warm.append(loop.create_future())
+            runner.warm_up(_warmed_up(events, replica, warm[-1]))
+        await asyncio.wait(warm, timeout=READY_WAIT_S)
 
     def dispatch(self, call: Call) -> None:
         """See Backend."""
@@ -295,8 +302,12 @@ class LocalBackend:
         await asyncio.gather(*(runner.stop(timeout_s) for runner in self._runners.values()))
 
 
-def _warmed_up(events: BackendEvents, replica: Replica) -> Callable[[Exception | None], None]:
+def _warmed_up(
+    events: BackendEvents, replica: Replica, ended: asyncio.Future[None]
+) -> Callable[[Exception | None], None]:
     def done(error: Exception | None) -> None:
+        if not ended.done():
+            ended.set_result(None)
         if error is None:
             events.replica_up(replica)
         else:
