@@ -19,6 +19,7 @@ from inferential.types import Reason, Status
 
 _CONFIDENT_CALLS = 8  # so many calls of a model must have been seen before one is staged on a prediction
 _STAGE_AHEAD_S = 0.0005
+_RELAX_AFTER_S = 0.25
 
 
 class _Opening(NamedTuple):
@@ -132,6 +133,9 @@ class Dispatcher:
         else:
             reason, text = Reason.CANNOT_MEET_DEADLINE, f"it would be {late_ms:.1f} ms late"
         self._end(request, Status.REJECTED, reason, text, min(MAX_RETRY_AFTER_MS, max(1.0, late_ms)))
+        if now >= model.relax_at and model.next_end() is None:
+            model.relax_at = now + _RELAX_AFTER_S
+            model.service.relax()
 
     # --- where a call could go ---------------------------------------------------------------------------------------
 
@@ -178,7 +182,7 @@ class Dispatcher:
         if model.service.samples < _CONFIDENT_CALLS:
             return None
         call = model.next_end()
-        if call is None or call.staged or call.replica.slots != 1 or call.replica.path != "direct":
+        if call is None or call.staged or call.replica.path != "direct":
             return None
         replica = model.replicas.get(call.replica.id)
         if replica is None or replica.draining or replica.staged is not None:
@@ -238,6 +242,7 @@ class Dispatcher:
         ends_at = start + runs + item * size
         call = self._calls.open(model, replica, requests, now, begins_at=start, ends_at=ends_at, follows=follows)
         model.turn = call.id
+        model.relax_at = ends_at + _RELAX_AFTER_S
         if self._journal.on:
             values = (size, replica.replica.id, depth, call.staged, contended, ends_at)
             for request in requests:

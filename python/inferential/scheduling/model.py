@@ -54,6 +54,7 @@ class ModelState:
         "orders",
         "queue",
         "rate",
+        "relax_at",
         "replicas",
         "retries",
         "service",
@@ -108,6 +109,8 @@ class ModelState:
         self.clients_waiting = 0
         self.heaviest: Stream | None = None
         """The client with the most waiting requests, as of its last one."""
+        self.relax_at = -INFINITY
+        """From when on refusals at an idle model are held against its predictions."""
         self.turn = 0
         """When it was served last, in calls; for strategies in which models take turns."""
 

@@ -6,9 +6,17 @@ from bisect import bisect_left, insort
 from collections import deque
 
 _DECAY = 0.97  # weight of what was known, per call: some thirty calls are remembered, so a throttling GPU is followed within a second
+_JUMP_DECAY = (
+    0.5  # the same where a call took less than half of what was predicted: the model has warmed up, or recovered
+)
+_OUTLIER = 2.0  # a call counts for at most so many times its prediction: a stall of the machine says nothing about the next call
+_RELAX = 0.7
 _RESIDUALS = 64
 _SLOPE_INERTIA = 1.0
-_OVERHEAD_ALPHA = 0.1
+_OVERHEAD_ALPHA = 0.2
+_OVERHEAD_STEP_S = 0.001
+_MARGIN_CAP = 0.25  # of the predicted time: past that a margin costs more requests than it saves
+_TAIL_CAP = 0.5
 _MARGIN_QUANTILE = 0.9
 _TAIL_QUANTILE = 0.99
 
@@ -42,9 +50,9 @@ class ServiceTime:
         self.overhead_s = 0.0
         """What a call costs on top when its replica was idle: the way there and back that a staged call hides."""
         self.margin_s = 0.0
-        """90 % of the recent calls ended at most this much after the line's word."""
+        """90 % of the recent calls ended at most this much after the line's word; at most a quarter of the time predicted."""
         self.tail_s = 0.0
-        """99 % did."""
+        """99 % did; at most half of the time predicted."""
         self.samples = 0
         self._w = self._n = self._nn = self._y = self._ny = 0.0
         self._recent: deque[float] = deque()
@@ -70,12 +78,12 @@ class ServiceTime:
             return self.mean(n)
         return self.mean(n) + residuals[min(len(residuals) - 1, int(q * len(residuals)))]
 
-    def _add(self, n: float, elapsed_s: float) -> None:
-        self._w = self._w * _DECAY + 1.0
-        self._n = self._n * _DECAY + n
-        self._nn = self._nn * _DECAY + n * n
-        self._y = self._y * _DECAY + elapsed_s
-        self._ny = self._ny * _DECAY + n * elapsed_s
+    def _add(self, n: float, elapsed_s: float, decay: float = _DECAY) -> None:
+        self._w = self._w * decay + 1.0
+        self._n = self._n * decay + n
+        self._nn = self._nn * decay + n * n
+        self._y = self._y * decay + elapsed_s
+        self._ny = self._ny * decay + n * elapsed_s
 
     def learn(self, n: int, elapsed_s: float, *, from_idle: bool, inference_s: float) -> None:
         """Counts a call that ended.
@@ -88,14 +96,20 @@ class ServiceTime:
         """
         if from_idle:
             if 0.0 < inference_s < elapsed_s:
-                overhead = elapsed_s - inference_s
-                self.overhead_s += (overhead - self.overhead_s) * (_OVERHEAD_ALPHA if self.samples else 1.0)
+                overhead = min(elapsed_s - inference_s, _OUTLIER * self.overhead_s + _OVERHEAD_STEP_S)
+                self.overhead_s += (overhead - self.overhead_s) * _OVERHEAD_ALPHA
             elapsed_s = max(0.0, elapsed_s - self.overhead_s)
+        decay = _DECAY
         if self.samples:
             # Judged by what was predicted, before this call moves the line.
-            self._residual(elapsed_s - self.call_s - self.item_s * n)
+            predicted = self.call_s + self.item_s * n
+            self._residual(elapsed_s - predicted, predicted)
+            if elapsed_s < 0.5 * predicted:
+                decay = _JUMP_DECAY
+            elif self.samples > 8:
+                elapsed_s = min(elapsed_s, _OUTLIER * predicted)
         self.samples += 1
-        self._add(n, elapsed_s)
+        self._add(n, elapsed_s, decay)
         w = self._w
         mean_n = self._n / w
         mean_y = self._y / w
@@ -106,12 +120,28 @@ class ServiceTime:
         self.item_s = slope = min(max(0.0, slope), mean_y / mean_n)
         self.call_s = mean_y - slope * mean_n
 
-    def _residual(self, value: float) -> None:
+    def relax(self) -> None:
+        """Predicts less, and forgets the spread.
+
+        A prediction that keeps a model idle is never corrected by what is seen; it is relaxed until a call runs again.
+        """
+        self.call_s *= _RELAX
+        self.item_s *= _RELAX
+        self.overhead_s *= _RELAX
+        self._y *= _RELAX
+        self._ny *= _RELAX
+        self.margin_s = self.tail_s = 0.0
+        self._recent.clear()
+        self._sorted.clear()
+
+    def _residual(self, value: float, predicted: float) -> None:
         recent, ordered = self._recent, self._sorted
         if len(recent) == _RESIDUALS:
             del ordered[bisect_left(ordered, recent.popleft())]
         recent.append(value)
         insort(ordered, value)
         last = len(ordered) - 1
-        self.margin_s = max(0.0, ordered[min(last, int(_MARGIN_QUANTILE * len(ordered)))])
-        self.tail_s = max(0.0, ordered[min(last, int(_TAIL_QUANTILE * len(ordered)))])
+        margin = ordered[min(last, int(_MARGIN_QUANTILE * len(ordered)))]
+        tail = ordered[min(last, int(_TAIL_QUANTILE * len(ordered)))]
+        self.margin_s = max(0.0, min(margin, _MARGIN_CAP * predicted))
+        self.tail_s = max(0.0, min(tail, _TAIL_CAP * predicted))

@@ -179,3 +179,27 @@ def test_the_margin_for_the_reply():
     for margin, refused in ((0.0, False), (3.0, True)):
         rig = Rig(model__call_ms=20.0, scheduling__deadline_margin_ms=margin, **REFUSE)
         assert (rig.status(rig.send(budget=22.0)) is Status.REJECTED) is refused
+
+
+def test_a_wrong_prediction_does_not_refuse_for_ever():
+    rig = Rig(model__call_ms=200.0, **REFUSE)  # the truth is 5 ms
+    for _ in range(60):
+        rig.send(budget=50.0)
+        for call in rig.settle():
+            rig.finish(call, 5.0, inference_ms=5.0)
+        rig.wait(95.0)
+    late = [rig.outcome(o.request).status for o in rig.outcomes[-20:]]
+    assert set(late) == {Status.OK}
+
+
+def test_a_stall_does_not_refuse_for_long():
+    rig = Rig(replicas=GPU, **PRIOR, **REFUSE)
+    for i in range(100):
+        rig.send(budget=50.0)
+        for call in rig.settle():
+            took = 600.0 if i in (20, 40) else 10.5
+            rig.finish(call, took, inference_ms=took)
+        rig.wait(89.5)
+    statuses = [o.status for o in rig.outcomes]
+    assert statuses.count(Status.REJECTED) <= 8
+    assert set(statuses[-40:]) == {Status.OK}
