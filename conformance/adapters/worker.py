@@ -1,7 +1,7 @@
 """A client under test in a process of its own, so that a crash or a hang costs one case and not the suite.
 
-Here: the loop of that process (`python -m adapters.worker KIND FD`), and `Worker`, its end in the suite. Between them a socket pair that nobody
-else can reach carries (method, arguments) one way and (True, value) or (False, error) the other.
+Here: the loop of that process (`python -m adapters.worker KIND FD`), and `Worker`, its end in the suite. Between them a
+socket pair that nobody else can reach carries (method, arguments) one way and (True, value) or (False, error) the other.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ START_S = 60.0
 MARGIN_S = 30.0  # beyond what a call itself may take; the machine may be busy
 
 
-class WorkerDied(Exception):
+class WorkerDiedError(Exception):
     """The client's process crashed or hung during a call. The next case gets a new one."""
 
 
@@ -64,7 +64,7 @@ class Worker:
 
         Raises:
             CallError: the SDK refused it.
-            WorkerDied: no answer within limit_s plus a margin, or the process is gone.
+            WorkerDiedError: no answer within limit_s plus a margin, or the process is gone.
         """
         self.begin(method, *args, limit_s=limit_s)
         return self.end()
@@ -72,7 +72,7 @@ class Worker:
     def begin(self, method: str, *args: Any, limit_s: float = 0.0) -> None:
         """Starts a call; end() waits for it."""
         if not self.alive:
-            raise WorkerDied(f"{self.kind}: its process is gone")
+            raise WorkerDiedError(f"{self.kind}: its process is gone")
         self._deadline = time.monotonic() + limit_s + MARGIN_S
         try:
             self._pipe.send((method, args))
@@ -95,7 +95,7 @@ class Worker:
     def _lost(self, what: str) -> None:
         self.stop(1.0)
         tail = self._log_path.read_text(errors="replace")[-2000:] if self._log_path.exists() else ""
-        raise WorkerDied(f"{self.kind}: {what} (exit code {self._process.returncode}); its log ends:\n{tail}")
+        raise WorkerDiedError(f"{self.kind}: {what} (exit code {self._process.returncode}); its log ends:\n{tail}")
 
     def stop(self, timeout_s: float = 5.0) -> int | None:
         """Ends the process; its exit code."""

@@ -17,8 +17,6 @@ def negate(obs):
     return {"actions": -obs["x"]}
 
 
-server = Server(
-    bind=f"tcp://127.0.0.1:{sys.argv[1]}", dispatcher=LocalDispatcher({"echo": echo, "negate": negate})
-)
+server = Server(bind=f"tcp://127.0.0.1:{sys.argv[1]}", dispatcher=LocalDispatcher({"echo": echo, "negate": negate}))
 print("serving", flush=True)
 asyncio.run(server.run())

@@ -71,7 +71,8 @@ class Matrix:
             head = [
                 "# Conformance matrix",
                 "",
-                "Written by `make conformance MATRIX=1`; [conformance](conformance.md) says what the cases are.",
+                "Written by `make conformance ARGS=--matrix=../docs/conformance-matrix.md`; [conformance](conformance.md) says what the",
+                "cases are.",
                 "✓ passed, ✗ failed, – skipped; a number says how many cases the cell holds.",
             ]
             self._path.write_text("\n".join(head + lines) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 from collections import defaultdict
@@ -122,12 +123,8 @@ class Control:
     async def entered(self, model: str, at_least: int, timeout_s: float) -> list[str]:
         """Who entered since close(), when there are so many, or when the time is over."""
         async with self._changed:
-            try:
-                await asyncio.wait_for(
-                    self._changed.wait_for(lambda: len(self._entered[model]) >= at_least), timeout_s
-                )
-            except asyncio.TimeoutError:
-                pass
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._changed.wait_for(lambda: len(self._entered[model]) >= at_least), timeout_s)
             return list(self._entered[model])
 
 

@@ -47,7 +47,7 @@ def main() -> None:
     from ray import serve
 
     ray.init(address="local", namespace="serve", num_cpus=8, include_dashboard=False, log_to_driver=False,
-             logging_level="warning", _temp_dir=folder, _node_ip_address="127.0.0.1")  # fmt: skip
+             logging_level="warning", _temp_dir=folder)  # fmt: skip
     serve.start(proxy_location="Disabled")
     from suite import models
     from suite.server import wait_until_ready
@@ -65,7 +65,9 @@ def main() -> None:
         ([sys.executable, "-c", SERVER], names[2:], {"client.cpp": [sys.argv[1]], "client.rs": [sys.argv[2]]}),
     ):
         with tempfile.TemporaryFile("w+") as log:
-            server = subprocess.Popen(server_command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+            server = subprocess.Popen(
+                server_command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+            )
             try:
                 wait_until_ready(ADDRESS, ready)
                 for name, command in clients.items():

@@ -40,7 +40,12 @@ class Server:
         self._log_path = log_path
         with log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "suite.server", json.dumps({"config": settings, "models": models, "local": local})],
+                [
+                    sys.executable,
+                    "-m",
+                    "suite.server",
+                    json.dumps({"config": settings, "models": models, "local": local}),
+                ],
                 cwd=Path(__file__).parents[1],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from adapters.worker import KINDS, Worker
 from suite.client import Client, Connection, Model
 from suite.cluster import ABSENT, MODELS, Cluster, Gate

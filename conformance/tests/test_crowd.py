@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adapters.worker import Worker, WorkerDied
+
+from adapters.worker import Worker, WorkerDiedError
+from conftest import chosen
 from suite.client import Client
 from suite.server import Server
-
-from conftest import chosen
 
 CLIENTS, REQUESTS = 16, 300
 
@@ -33,7 +33,7 @@ def crowd(request: pytest.FixtureRequest, server: Server, log_dir: Path) -> dict
         for kind, model in zip(kinds, models, strict=True):
             try:
                 found[kind].append(model.end())
-            except WorkerDied as e:
+            except WorkerDiedError as e:
                 found[kind].append(str(e))
     finally:
         for worker in workers:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from adapters.base import NAMES
 from inferential._proto.inferential.v1 import inferential_pb2 as pb
+
+from adapters.base import NAMES
 from suite.client import Connection, Model
 from suite.standin import StandIn
 from suite.vectors import load

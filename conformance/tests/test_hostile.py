@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import zmq
 from inferential._proto.inferential.v1 import inferential_pb2 as pb
+
+from conftest import CONFIG
 from suite.client import Client, f32
 from suite.cluster import Gate
 from suite.server import Server, wait_until_ready
 from suite.vectors import Vector, load
-
-from conftest import CONFIG
 
 INVALID_OBSERVATION = 1
 MALFORMED = [v for v in load() if (v.message, v.verdict) == ("Observation", "malformed")]

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from suite.server import Server
 
 REPOSITORY = Path(__file__).parents[2]
@@ -66,7 +67,9 @@ def test_python_package_with_the_server_extra(distributions: dict[str, Path], tm
     venv = tmp_path / "venv"
     python = venv / "bin" / "python"
     run(*UV, "venv", "--quiet", "--python", sys.executable, venv)
-    run(*UV, "pip", "install", "--quiet", "--python", python, f"inferential[server] @ {distributions['wheel'].as_uri()}")
+    run(
+        *UV, "pip", "install", "--quiet", "--python", python, f"inferential[server] @ {distributions['wheel'].as_uri()}"
+    )
     program = tmp_path / "server.py"
     program.write_text(
         "import sys\nfrom inferential import Connection, Server\n"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from suite.client import Client, Connection, f32, some
 from suite.server import Server
 
@@ -64,7 +65,9 @@ def released_server(log_dir: Path) -> Iterator[str]:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     with (log_dir / "released-server.log").open("wb") as log:
-        process = subprocess.Popen([str(PEER_PYTHON), str(PEERS / "server.py"), str(port)], stdout=log, stderr=log, cwd="/")
+        process = subprocess.Popen(
+            [str(PEER_PYTHON), str(PEERS / "server.py"), str(port)], stdout=log, stderr=log, cwd="/"
+        )
     try:
         begin = time.monotonic()
         while True:

@@ -6,6 +6,7 @@ import socket
 import time
 
 import pytest
+
 from adapters.base import CallError
 from suite.client import Client, Connection, Model, f32
 from suite.standin import StandIn
@@ -101,7 +102,9 @@ def test_get_result_ends_when_the_link_is_lost(model: Model, stand_in: StandIn) 
     assert model.last_status() == LINK_LOST
 
 
-def test_a_reply_just_before_the_loss_makes_one_outcome(connection: Connection, model: Model, stand_in: StandIn) -> None:
+def test_a_reply_just_before_the_loss_makes_one_outcome(
+    connection: Connection, model: Model, stand_in: StandIn
+) -> None:
     # With IMMEDIATE libzmq itself drops what it has received and nobody has read when a connection breaks, so the
     # reply may be lost with the link; but the request must end, and once.
     model.send()
@@ -137,7 +140,9 @@ def test_nothing_stale_is_delivered_to_the_next_server(connection: Connection, m
         assert model.reply().request_id == sent
 
 
-def test_a_reply_from_before_is_not_taken_after_a_reconnect(connection: Connection, model: Model, stand_in: StandIn) -> None:
+def test_a_reply_from_before_is_not_taken_after_a_reconnect(
+    connection: Connection, model: Model, stand_in: StandIn
+) -> None:
     lost = model.send()
     got = stand_in.receive()
     stand_in.close()
@@ -181,7 +186,9 @@ def test_a_full_queue_is_told_at_once(client: Client, stand_in: StandIn) -> None
     assert time.monotonic() - begin < 60, "no send waits for the server"
 
 
-def test_closing_with_the_server_down_takes_under_a_second(connection: Connection, model: Model, stand_in: StandIn) -> None:
+def test_closing_with_the_server_down_takes_under_a_second(
+    connection: Connection, model: Model, stand_in: StandIn
+) -> None:
     for _ in range(10):
         model.send({"x": f32(1)})
     stand_in.close()

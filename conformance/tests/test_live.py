@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from adapters.base import DTYPES, Reply
 from suite.client import Connection, f32, some
 from suite.cluster import ABSENT, Gate
@@ -41,8 +42,18 @@ def test_every_field_arrives_as_sent(live: Connection) -> None:
     r = live.model("inspector").ok()
     s = seen(r)
     assert s["values"] == {
-        "state": {"dtype": "float32", "shape": [2], "sha256": hashlib.sha256(f32(1.5, -2.0).data).hexdigest(), "read_only": True},
-        "état/π": {"dtype": "uint8", "shape": [4, 3, 3], "sha256": hashlib.sha256(image.data).hexdigest(), "read_only": True},
+        "state": {
+            "dtype": "float32",
+            "shape": [2],
+            "sha256": hashlib.sha256(f32(1.5, -2.0).data).hexdigest(),
+            "read_only": True,
+        },
+        "état/π": {
+            "dtype": "uint8",
+            "shape": [4, 3, 3],
+            "sha256": hashlib.sha256(image.data).hexdigest(),
+            "read_only": True,
+        },
         "task": "fold the towel",
         "empty": "",
         "操作": "掴む 🤖",
@@ -89,7 +100,12 @@ def test_every_dtype_and_shape_returns_bit_by_bit(live: Connection, dtype: str) 
 
 def test_large_and_small_tensors_together(live: Connection) -> None:
     model = live.model("inspector")
-    tensors = {"a": some("UINT8", (200_000,), 1), "small": f32(1, 2), "none": some("FLOAT64", (0,)), "b": some("INT16", (300, 500), 2)}
+    tensors = {
+        "a": some("UINT8", (200_000,), 1),
+        "small": f32(1, 2),
+        "none": some("FLOAT64", (0,)),
+        "b": some("INT16", (300, 500), 2),
+    }
     for _ in range(3):  # in one frame first, then in several
         model.send(tensors, **PATIENT)
         assert model.ok().tensors == tensors
@@ -158,7 +174,14 @@ def test_ping_lists_the_models(live: Connection) -> None:
     pong = live.ping()
     assert pong is not None
     assert pong.server == "2.0.0"
-    assert pong.models == {"inspector": True, "gate": True, "odd": True, "policy-v2": True, "plain": True, ABSENT: False}
+    assert pong.models == {
+        "inspector": True,
+        "gate": True,
+        "odd": True,
+        "policy-v2": True,
+        "plain": True,
+        ABSENT: False,
+    }
     assert 0 < pong.round_trip_ms < 20_000
 
 

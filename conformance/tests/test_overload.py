@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+
+from conftest import CONFIG
 from suite.client import Client
 from suite.cluster import Gate
 from suite.server import Server, wait_until_ready
-
-from conftest import CONFIG
 
 OK, REJECTED, QUEUE_FULL = 0, 3, 1
 
@@ -30,7 +30,9 @@ def test_rejected_when_the_queue_is_full(client: Client, small: Server, gate: Ga
     gate.entered(1)
     ids = [model.send({}, {"label": str(i)}) for i in range(4)]
     rejected = [model.reply() for _ in range(2)]
-    assert [(r.request_id, r.status, r.reason, r.local) for r in rejected] == [(i, REJECTED, QUEUE_FULL, False) for i in ids[2:]]
+    assert [(r.request_id, r.status, r.reason, r.local) for r in rejected] == [
+        (i, REJECTED, QUEUE_FULL, False) for i in ids[2:]
+    ]
     assert all(r.retry_after_ms >= 0 and r.error for r in rejected)
     gate.open()
     assert [model.reply().status for _ in range(3)] == [OK] * 3

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from adapters.base import DTYPES
+from conftest import CONFIG
 from suite.client import Client, Connection, f32, some
 from suite.server import Server, wait_until_ready
-
-from conftest import CONFIG
 
 OK, UNKNOWN_MODEL, MODEL_ERROR = 0, 2, 6
 PATIENT: dict[str, Any] = {"latency_budget_ms": 60_000.0}
@@ -40,12 +40,21 @@ def path(request: pytest.FixtureRequest, client: Client) -> tuple[Connection, st
 def test_fields_and_every_dtype(path: tuple[Connection, str]) -> None:
     connection, name = path
     model = connection.model(name, **PATIENT)
-    tensors = {dtype: some(dtype, (3, 5)) for dtype in DTYPES} | {"scalar": some("FLOAT64", ()), "none": some("INT16", (0, 2))}
+    tensors = {dtype: some(dtype, (3, 5)) for dtype in DTYPES} | {
+        "scalar": some("FLOAT64", ()),
+        "none": some("INT16", (0, 2)),
+    }
     sent = model.send(tensors, {"task": "fold", "操作": "掴む"}, urgency=0.5, steps_remaining=7, priority=2, slot="s")
     r = model.ok()
     assert r.tensors == tensors
     seen = json.loads(r.metadata["seen"])
-    assert (seen["request_id"], seen["urgency"], seen["steps_remaining"], seen["priority"], seen["slot"]) == (sent, 0.5, 7, 2, "s")
+    assert (seen["request_id"], seen["urgency"], seen["steps_remaining"], seen["priority"], seen["slot"]) == (
+        sent,
+        0.5,
+        7,
+        2,
+        "s",
+    )
     assert (seen["values"]["task"], seen["values"]["操作"]) == ("fold", "掴む")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+
 from adapters.base import DTYPES
 from suite.client import Client, Connection, Model, f32, some
 from suite.standin import Received, StandIn
@@ -37,7 +38,15 @@ def test_a_reply_tells_everything(model: Model, stand_in: StandIn) -> None:
         inference_latency_ms=4.25,
     )
     r = model.ok()
-    assert (r.request_id, r.model_id, r.slot, r.status, r.reason, r.error, r.local) == (1, "policy", "left", 0, 0, "", False)
+    assert (r.request_id, r.model_id, r.slot, r.status, r.reason, r.error, r.local) == (
+        1,
+        "policy",
+        "left",
+        0,
+        0,
+        "",
+        False,
+    )
     assert r.metadata == {"plan": "pick, place", "絵": "🦾", "empty": ""}
     assert (r.queue_ms, r.inference_ms, r.server_ms, r.batch_size, r.replica) == (1.5, 4.25, 6.5, 8, "policy#1")
     assert r.phase_shift_ms == 2.5
@@ -316,7 +325,9 @@ def test_ping_s_reply_goes_to_ping_alone(connection: Connection, model: Model, s
     connection.begin_ping()
     p = stand_in.receive()
     assert (p.observation.kind, p.request_id) == (1, 2)
-    stand_in.answer(p, metadata={"model:policy": "ready", "model:other": "not ready", "server": "2.0.0", "protocol": "2"})
+    stand_in.answer(
+        p, metadata={"model:policy": "ready", "model:other": "not ready", "server": "2.0.0", "protocol": "2"}
+    )
     pong = connection.end_ping()
     assert pong is not None
     assert (pong.server, pong.models) == ("2.0.0", {"policy": True, "other": False})
@@ -394,7 +405,9 @@ def test_replies_of_a_v1_server_are_matched_in_order(connection: Connection, mod
     connection.wait_for_counter("late_replies", 1)
 
 
-def test_a_v1_server_gets_one_frame_no_cancel_and_no_ping(connection: Connection, model: Model, stand_in: StandIn) -> None:
+def test_a_v1_server_gets_one_frame_no_cancel_and_no_ping(
+    connection: Connection, model: Model, stand_in: StandIn
+) -> None:
     got = exchange(model, stand_in, 1)[0]
     stand_in.answer_v1(got, {"actions": f32(1)})
     model.ok()

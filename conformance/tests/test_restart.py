@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from adapters.base import CallError, Reply
-from adapters.worker import Worker, WorkerDied
+from adapters.worker import Worker, WorkerDiedError
+from conftest import CONFIG, chosen
 from suite.client import Client, Connection, Model
 from suite.cluster import Cluster, Gate
 from suite.server import Server, wait_until_ready
-
-from conftest import CONFIG, chosen
 
 OK, SHUTTING_DOWN, LINK_LOST, NOT_SENT = 0, 8, 1002, 1003
 BUDGET: dict[str, Any] = {"latency_budget_ms": 60_000.0}
@@ -53,7 +53,7 @@ class Story:
             if kind not in self.broken:
                 try:
                     chapter(kind, told)
-                except (AssertionError, CallError, WorkerDied) as e:
+                except (AssertionError, CallError, WorkerDiedError) as e:
                     self.broken[kind] = str(e)
 
 

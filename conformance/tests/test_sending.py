@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import pytest
+
 from adapters.base import DTYPES, CallError, Tensor
 from suite.client import Client, Connection, Model, f32, some
 from suite.standin import StandIn

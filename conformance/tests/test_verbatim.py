@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from adapters.worker import MODULES
 
 HERE = Path(__file__).parents[1]
@@ -22,7 +23,11 @@ def has_namespaces() -> str:
     """Empty, or why there are none."""
     try:
         done = subprocess.run(
-            ["unshare", "--net", "ip", "link", "set", "lo", "up"], capture_output=True, text=True, timeout=30, check=False
+            ["unshare", "--net", "ip", "link", "set", "lo", "up"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
         )
     except FileNotFoundError as e:
         return str(e)
@@ -62,7 +67,9 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Any:
     if why_not:
         pytest.skip(f"this machine lets nobody make network namespaces: {why_not}")
     rust = rust_program(tmp_path_factory.mktemp("rust"))
-    inside = f"ip link set lo up && exec '{sys.executable}' -m suite.namespace '{MODULES / 'verbatim_cpp'}' '{rust}'"
+    # Ray wants an address of its own beside loopback, and a route by which to find it.
+    network = "ip link set lo up && ip address add 10.99.0.1/32 dev lo && ip route add default dev lo src 10.99.0.1"
+    inside = f"{network} && exec '{sys.executable}' -m suite.namespace '{MODULES / 'verbatim_cpp'}' '{rust}'"
     done = subprocess.run(
         ["unshare", "--net", "sh", "-c", inside], cwd=HERE, capture_output=True, text=True, timeout=400, check=False
     )

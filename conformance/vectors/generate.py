@@ -234,7 +234,9 @@ def tensor_cases() -> Iterable[tuple[str, list[dict[str, Any]], list[bytes], str
     b = Layout()
     yield "scalar", [b.add("x", F64, [], data("scalar", 8))], b.done(), "an empty shape is a scalar"
     b = Layout()
-    tensors = [b.add(n, number, [], data(f"scalar-{n}", size, boolean=n == "bool")) for n, (number, size) in DTYPES.items()]
+    tensors = [
+        b.add(n, number, [], data(f"scalar-{n}", size, boolean=n == "bool")) for n, (number, size) in DTYPES.items()
+    ]
     yield "scalars", tensors, b.done(), "a scalar of every dtype"
     b = Layout()
     yield "one-by-one", [b.add("x", F32, [1, 1, 1, 1], data("one", 4))], b.done(), ""
@@ -344,8 +346,12 @@ def valid_vectors() -> Iterable[Vector]:
     yield obs("cancel", kind=2, model_id="", timestamp_ns=0, priority=0)
     yield obs("v1-no-request-id", "what a v1 client sends", request_id=0)
     plain = serialise(build("Observation", OBSERVATION_DEFAULTS))
-    unknown = bytes.fromhex("ba3e03616263") + bytes.fromhex("c03e96 01".replace(" ", ""))  # fields 999 (bytes), 1000 (varint)
-    yield valid("obs-unknown-fields", "Observation", envelope=plain + unknown, note="fields of a later version are skipped")
+    unknown = bytes.fromhex("ba3e03616263") + bytes.fromhex(
+        "c03e96 01".replace(" ", "")
+    )  # fields 999 (bytes), 1000 (varint)
+    yield valid(
+        "obs-unknown-fields", "Observation", envelope=plain + unknown, note="fields of a later version are skipped"
+    )
     head = {**OBSERVATION_DEFAULTS, "client": {"id": "agent-01", "type": ""}, "model_id": "other"}
     tail = pb.Observation(model_id="policy")
     tail.client.type = "franka"
@@ -360,7 +366,13 @@ def valid_vectors() -> Iterable[Vector]:
         return valid(f"resp-{name}", "ModelResponse", fields, note=note)
 
     yield resp("v2-minimal")
-    yield valid("resp-all-fields", "ModelResponse", {**ALL_RESPONSE_FIELDS, "tensors": tensors}, b.done(), note="every field present")
+    yield valid(
+        "resp-all-fields",
+        "ModelResponse",
+        {**ALL_RESPONSE_FIELDS, "tensors": tensors},
+        b.done(),
+        note="every field present",
+    )
     for number, name in enumerate(("ok", "invalid-observation", "unknown-model", "rejected", "expired", "superseded",
                                    "model-error", "unavailable", "shutting-down", "unauthenticated", "cancelled")):  # fmt: skip
         yield resp(f"status-{name}", status=number, error=f"because of {name}" if number else "")
@@ -383,7 +395,9 @@ def valid_vectors() -> Iterable[Vector]:
                 envelope=serialise(build("ModelResponse", RESPONSE_DEFAULTS)) + serialise(body),
                 note="a header and a body, one after the other, are one message")  # fmt: skip
     plain = serialise(build("ModelResponse", RESPONSE_DEFAULTS))
-    yield valid("resp-unknown-fields", "ModelResponse", envelope=plain + unknown, note="fields of a later version are skipped")
+    yield valid(
+        "resp-unknown-fields", "ModelResponse", envelope=plain + unknown, note="fields of a later version are skipped"
+    )
 
 
 # --- malformed -------------------------------------------------------------------------------------------------------
@@ -410,9 +424,13 @@ def malformed_tensor_cases() -> Iterable[tuple[str, list[dict[str, Any]], str, s
     yield case("frame-out-of-range", "frame", "frame 1 of 1", frame=1)
     yield case("frame-huge", "frame", "frame 2^32-1", frame=2**32 - 1)
     yield case("frame-none", "frame", "a tensor, and no payload frame at all", frames=[])
-    yield case("offset-past-end", "byte_offset", "offset 17 in 16 bytes, of 0 bytes", byte_offset=17, byte_length=0, shape=[0])
+    yield case(
+        "offset-past-end", "byte_offset", "offset 17 in 16 bytes, of 0 bytes", byte_offset=17, byte_length=0, shape=[0]
+    )
     yield case("offset-2-63", "byte_offset", "offset 2^63", byte_offset=2**63)
-    yield case("offset-max", "byte_offset", "offset 2^64-1, of 0 bytes", byte_offset=2**64 - 1, byte_length=0, shape=[0])
+    yield case(
+        "offset-max", "byte_offset", "offset 2^64-1, of 0 bytes", byte_offset=2**64 - 1, byte_length=0, shape=[0]
+    )
     yield case("offset-length-wrap", "byte_offset", "offset + length is 0 in 64 bits", byte_offset=2**64 - 16)
     yield case("offset-length-wrap-32", "byte_offset", "offset + length is 16 in 32 bits", byte_offset=2**32)
     yield case("length-past-end", "byte_length", "17 bytes of 16", byte_length=17, dtype=U8, shape=[17])
@@ -452,14 +470,30 @@ def malformed_tensor_cases() -> Iterable[tuple[str, list[dict[str, Any]], str, s
     yield picture("zero-side", "shape", "0 pixels high", shape=[0, 8, 3])
     yield picture("huge", "shape", "16385 pixels wide", shape=[4, 16385, 3])
     yield picture("no-bytes", "byte_length", "a JPEG of 0 bytes", byte_length=0)
-    yield "second-tensor", [GOOD, {**GOOD, "key": "bad", "shape": [5]}], "bad", "shape", [frame], "the first is right, the second not"
-    yield "first-failure", [{**GOOD, "key": "a", "dtype": 0, "shape": [-1]}, {**GOOD, "key": ""}], "a", "dtype", [frame], "the first failure is told"
+    yield (
+        "second-tensor",
+        [GOOD, {**GOOD, "key": "bad", "shape": [5]}],
+        "bad",
+        "shape",
+        [frame],
+        "the first is right, the second not",
+    )
+    yield (
+        "first-failure",
+        [{**GOOD, "key": "a", "dtype": 0, "shape": [-1]}, {**GOOD, "key": ""}],
+        "a",
+        "dtype",
+        [frame],
+        "the first failure is told",
+    )
 
 
 def malformed_vectors() -> Iterable[Vector]:
     for name, tensors, key, field_name, frames, note in malformed_tensor_cases():
         for message, prefix in (("Observation", "obs"), ("ModelResponse", "resp")):
-            yield malformed(f"{prefix}-bad-{name}", message, {"tensors": tensors}, field_name, key=key, frames=frames, note=note)
+            yield malformed(
+                f"{prefix}-bad-{name}", message, {"tensors": tensors}, field_name, key=key, frames=frames, note=note
+            )
 
     for message, prefix in (("Observation", "obs"), ("ModelResponse", "resp")):
         whole = serialise(build(message, {**DEFAULTS[message], "tensors": [GOOD], "metadata": {"a": "b"}}))
@@ -484,11 +518,21 @@ def malformed_vectors() -> Iterable[Vector]:
     def obs(name: str, field_name: str, note: str, **fields: Any) -> Vector:
         return malformed(f"obs-bad-{name}", "Observation", fields, field_name, note=note)
 
-    yield malformed("obs-bad-empty-envelope", "Observation", None, "client", envelope=b"", request_id=0, note="0 bytes are a message of defaults")
+    yield malformed(
+        "obs-bad-empty-envelope",
+        "Observation",
+        None,
+        "client",
+        envelope=b"",
+        request_id=0,
+        note="0 bytes are a message of defaults",
+    )
     yield obs("client-absent", "client", "no client", client=None)
     yield obs("client-id-empty", "client", "a client without id", client={"id": "", "type": "franka"})
     yield obs("client-id-long", "client", "an id of 257 bytes", client={"id": "i" * 257, "type": ""})
-    yield obs("client-id-long-unicode", "client", "an id of 129 characters in 258 bytes", client={"id": "é" * 129, "type": ""})
+    yield obs(
+        "client-id-long-unicode", "client", "an id of 129 characters in 258 bytes", client={"id": "é" * 129, "type": ""}
+    )
     yield obs("client-type-long", "client", "a type of 257 bytes", client={"id": "a", "type": "t" * 257})
     yield obs("model-empty", "model_id", "no model", model_id="")
     yield obs("model-long", "model_id", "a name of 257 bytes", model_id="m" * 257)
@@ -502,12 +546,32 @@ def malformed_vectors() -> Iterable[Vector]:
     yield obs("urgency-over-one", "urgency", "just over 1", urgency=1.0000001192092896)
     yield obs("kind-unknown", "kind", "kind 3", kind=3)
     yield obs("kind-negative", "kind", "kind -1", kind=-1)
-    yield malformed("obs-bad-ping-without-request-id", "Observation", {"kind": 1, "request_id": 0}, "request_id", note="a PING that cannot be answered")
-    yield malformed("obs-bad-cancel-without-request-id", "Observation", {"kind": 2, "request_id": 0}, "request_id", note="a CANCEL of nothing")
-    yield malformed("obs-bad-v1-urgency", "Observation", {"urgency": 2.0, "request_id": 0}, "urgency", note="from a v1 client: counted, not answered")
+    yield malformed(
+        "obs-bad-ping-without-request-id",
+        "Observation",
+        {"kind": 1, "request_id": 0},
+        "request_id",
+        note="a PING that cannot be answered",
+    )
+    yield malformed(
+        "obs-bad-cancel-without-request-id",
+        "Observation",
+        {"kind": 2, "request_id": 0},
+        "request_id",
+        note="a CANCEL of nothing",
+    )
+    yield malformed(
+        "obs-bad-v1-urgency",
+        "Observation",
+        {"urgency": 2.0, "request_id": 0},
+        "urgency",
+        note="from a v1 client: counted, not answered",
+    )
     b = Layout()
     tensors = [b.add(f"t{i:03}", U8, [1], b"\1") for i in range(257)]
-    yield malformed("obs-bad-tensors-257", "Observation", {"tensors": tensors}, "tensors", frames=b.done(), note="257 tensors")
+    yield malformed(
+        "obs-bad-tensors-257", "Observation", {"tensors": tensors}, "tensors", frames=b.done(), note="257 tensors"
+    )
     yield malformed("obs-bad-metadata-collides", "Observation", {"tensors": [GOOD], "metadata": {"x": "y"}}, "metadata", key="x",
                     frames=[data("malformed", 16)], note="a metadata key that is a tensor's")  # fmt: skip
     # Right on the wire; only who reads image headers (the server, before decoding) can tell.
@@ -529,7 +593,9 @@ def malformed_vectors() -> Iterable[Vector]:
 def image_vector(name: str, content: bytes, shape: list[int], encoding: int, field_name: str, note: str) -> Vector:
     b = Layout()
     tensors = [b.add("camera", U8, shape, content, encoding=encoding)]
-    return malformed(f"img-bad-{name}", "Observation", {"tensors": tensors}, field_name, key="camera", frames=b.done(), note=note)
+    return malformed(
+        f"img-bad-{name}", "Observation", {"tensors": tensors}, field_name, key="camera", frames=b.done(), note=note
+    )
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -558,7 +624,17 @@ def text_form(v: Vector) -> bytes:
         begin, length = int(t["byte_offset"]), int(t["byte_length"])
         content = v.frames[t["frame"]][begin : begin + length]
         shape = ",".join(map(str, t["shape"]))
-        columns = (t["key"], t["dtype"], t["encoding"], t["frame"], begin, length, t["timestamp_ns"], shape, content[:64].hex())
+        columns = (
+            t["key"],
+            t["dtype"],
+            t["encoding"],
+            t["frame"],
+            begin,
+            length,
+            t["timestamp_ns"],
+            shape,
+            content[:64].hex(),
+        )
         lines.append("\t".join(["tensor", *map(str, columns)]))
     assert not any("\n" in line or "\r" in line for line in lines)
     return ("\n".join(lines) + "\n").encode()
@@ -594,7 +670,17 @@ def everything() -> dict[str, bytes]:
     def line(folder: str, v: Vector) -> None:
         verdict = "valid" if v.fields is not None else "malformed"
         status = 0 if verdict == "valid" else v.status
-        columns = (f"{folder}/{v.name}", v.message, verdict, len(v.frames), status, v.request_id, v.key, v.field, v.note)
+        columns = (
+            f"{folder}/{v.name}",
+            v.message,
+            verdict,
+            len(v.frames),
+            status,
+            v.request_id,
+            v.key,
+            v.field,
+            v.note,
+        )
         manifest.append("\t".join(map(str, columns)))
 
     for path in sorted((HERE / "v1").glob("*.json")):
@@ -619,7 +705,9 @@ def main() -> int:
     new = everything()
     there = {str(p.relative_to(HERE)) for p in (HERE / "v2").glob("*") if p.is_file()}
     stale = sorted(there - new.keys())
-    changed = sorted(name for name, content in new.items() if not (HERE / name).is_file() or (HERE / name).read_bytes() != content)
+    changed = sorted(
+        name for name, content in new.items() if not (HERE / name).is_file() or (HERE / name).read_bytes() != content
+    )
     if check:
         for name in stale + changed:
             print(f"differs from what generate.py makes: {name}")
