@@ -3,7 +3,7 @@
 Threads: one leads, that is, it does the I/O with all servers; one stands by; one looks up in Ray which servers there are. The
 model runs on threads of its own (sync) or on Serve's event loop (async). A sync model that has been quick so far is run by the
 leading thread itself, as handing a call to another thread and back costs more than such a model; where it takes longer
-than a millisecond after all, the thread that stands by takes over the sockets, so no inference ever stops the I/O.
+than 5 ms after all, the thread that stands by takes over the sockets, so no inference ever stops the I/O.
 Heartbeats are ZMQ's own and need none of these threads.
 """
 
@@ -39,11 +39,11 @@ DISCOVERY_INTERVAL_S = 0.3
 FORGET_AFTER_S = 30.0
 """A server whose key does not change and whose socket cannot be reached for this long is forgotten."""
 FAREWELL_S = 1.0
-TAKE_OVER_S = 0.001
+TAKE_OVER_S = 0.005
 QUICK_S = 0.0003
-"""A model whose calls take less is run by the thread that leads."""
-LEARNED_CALLS = 32
-"""So many calls must have been seen before that."""
+SLOW_SHARE = 0.2
+"""A model of whose recent calls so many at most took longer than QUICK_S is run by the thread that leads."""
+_SHARE_WEIGHT = 0.05
 BURST = 64  # messages read from a server before calls are run
 _RELEVANT = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
@@ -124,8 +124,7 @@ class ReplicaLinks:
         self._armed = False  # whether the thread that stands by watches the leader
         self._standing_by = False
         self._guard = threading.Semaphore(0)
-        self._call_s = 1.0  # moving average of what a call takes
-        self._calls_seen = 0
+        self._slow_share = 1.0  # moving average
         self._asleep = False
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -315,8 +314,12 @@ class ReplicaLinks:
         if self._model.is_async:
             self._loop.call_soon_threadsafe(self._spawn, job)
             return True
-        quick = self._call_s < QUICK_S and self._calls_seen >= LEARNED_CALLS
-        if quick and self._standing_by and self._queue.empty() and self._thread_gate.acquire(blocking=False):
+        if (
+            self._slow_share < SLOW_SHARE
+            and self._standing_by
+            and self._queue.empty()
+            and self._thread_gate.acquire(blocking=False)
+        ):
             return self._run_here(job)
         self._queue.put(job)
         # One more than may run, so that the next call is decoded while they do.
@@ -356,9 +359,8 @@ class ReplicaLinks:
         return leads
 
     def _learn(self, took_s: float) -> None:
-        self._calls_seen += 1
-        weight = 0.5 if took_s > self._call_s else 0.1  # quick to see that a model is slow
-        self._call_s += weight * (took_s - self._call_s)
+        # The share of slow calls rather than their mean: one call that the machine held up says little of the model.
+        self._slow_share += _SHARE_WEIGHT * ((took_s > QUICK_S) - self._slow_share)
 
     # --- links (whoever leads) ---
 
@@ -439,8 +441,11 @@ class ReplicaLinks:
 
     def _read(self, server: _Server) -> bool:
         """Reads a burst of messages; True where there may be more."""
+        busy = self._in_hand > 2  # see DirectPath._readable
         with contextlib.suppress(zmq.Again):
             for _ in range(BURST):
+                if not (busy or server.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN):
+                    return False
                 header, frames = link.receive(server.socket)
                 message = pb.ToReplica.FromString(header)
                 kind = message.WhichOneof("kind")
@@ -609,7 +614,7 @@ class ReplicaLinks:
         for item in result.items:
             if isinstance(item, Body):
                 frames += item.frames
-                sizes = [f.nbytes if hasattr(f, "nbytes") else len(f) for f in item.frames]
+                sizes = [link.size_bytes(f) for f in item.frames]
                 sent.items.add(envelope=item.envelope, frame_bytes=sizes)
             else:
                 sent.items.add(failed=True, error=item.message, expired=item.expired)

@@ -59,6 +59,7 @@ class DirectPath:
         self._peers: dict[bytes, _Peer] = {}
         self._by_fd: dict[int, _Peer] = {}
         self._replicas: dict[str, _Peer] = {}
+        self._awaited = 0  # calls that are not answered
         self._results: list[tuple[int, CallResult]] = []  # of this burst
         self._again: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -143,15 +144,17 @@ class DirectPath:
             frames += payload
             sent.items.add(
                 envelope=bytes(request.frames[0]),
-                frame_bytes=[f.nbytes if hasattr(f, "nbytes") else len(f) for f in payload],
+                frame_bytes=[link.size_bytes(f) for f in payload],
                 remaining_ms=max((request.expiry - now) * 1e3, 0.001) if request.expiry < 1e12 else 0.0,
                 attempt=request.attempt,
             )
         peer.calls.add(call.id)
+        self._awaited += 1
         try:
             link.send(self._socket, message.SerializeToString(), frames, peer.routing_id)
         except zmq.ZMQError as e:
             peer.calls.discard(call.id)
+            self._awaited -= 1
             self._events.failed(call.id, CallError(f"cannot reach replica {call.replica.id}: {e.strerror}"))
         self._check_readable()
 
@@ -186,7 +189,12 @@ class DirectPath:
             self._again = None
         socket = self._socket
         try:
+            # To ask first costs a system call for each message, to find out by an exception more than that: so it is
+            # asked as long as few answers are awaited.
+            busy = self._awaited > 2
             for _ in range(BURST):
+                if not (busy or socket.getsockopt(zmq.EVENTS) & zmq.POLLIN):
+                    break
                 routing_id = socket.recv(zmq.NOBLOCK)
                 fresh = routing_id not in self._peers
                 fd = -1
@@ -200,10 +208,10 @@ class DirectPath:
                 else:
                     header, frames = link.receive(socket)
                 self._received(routing_id, fd, header, frames)
+            else:
+                self._again = self._loop.call_soon(self._readable)
         except zmq.Again:
             pass
-        else:
-            self._again = self._loop.call_soon(self._readable)
         self._hand_over()
         self._check_readable()
 
@@ -254,6 +262,7 @@ class DirectPath:
         if result.id not in peer.calls:
             return  # of a call that was given up with an earlier link
         peer.calls.discard(result.id)
+        self._awaited -= 1
         items: list[Body | ItemError] = []
         at = 0
         for item in result.items:
@@ -326,6 +335,8 @@ class DirectPath:
                     self._gone(peer, "its process or the link to it is gone")
 
     def _gone(self, peer: _Peer, reason: str) -> None:
+        self._awaited -= len(peer.calls)
+        peer.calls.clear()
         if self._peers.get(peer.routing_id) is peer:
             del self._peers[peer.routing_id]
         if self._by_fd.get(peer.fd) is peer:

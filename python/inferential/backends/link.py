@@ -18,7 +18,7 @@ import zmq
 from inferential._proto.inferential.backend.v1 import backend_pb2 as pb
 from inferential.types import Buffer
 
-__all__ = ["VERSION", "Endpoint", "nonce", "pb", "proof", "receive", "same", "send"]
+__all__ = ["VERSION", "Endpoint", "nonce", "pb", "proof", "receive", "same", "send", "size_bytes"]
 
 VERSION = 1
 NONCE_BYTES = 32
@@ -84,6 +84,12 @@ def same(a: bytes, b: bytes) -> bool:
     return hmac.compare_digest(a, b)
 
 
+def size_bytes(frame: Buffer) -> int:
+    """Bytes of a frame."""
+    # Asking a zmq.Frame for an attribute that it has not is slow.
+    return len(frame) if type(frame) is zmq.Frame or type(frame) is bytes else memoryview(frame).nbytes
+
+
 def send(socket: Any, header: bytes, frames: Sequence[Buffer], to: bytes | None = None) -> None:
     """Sends a message without waiting; large frames go from their own memory.
 
@@ -100,8 +106,8 @@ def send(socket: Any, header: bytes, frames: Sequence[Buffer], to: bytes | None 
     put(header, _FLAGS_MORE)
     last = len(frames) - 1
     for i, frame in enumerate(frames):
-        size = frame.nbytes if hasattr(frame, "nbytes") else len(frame)
-        put(frame, _FLAGS if i == last else _FLAGS_MORE, size < COPIED_BYTES and type(frame) is not zmq.Frame)
+        copy = type(frame) is not zmq.Frame and size_bytes(frame) < COPIED_BYTES
+        put(frame, _FLAGS if i == last else _FLAGS_MORE, copy)
 
 
 def receive(socket: Any) -> tuple[bytes, list[Any]]:

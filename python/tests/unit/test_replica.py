@@ -16,7 +16,7 @@ from inferential.backends import cluster, link
 from inferential.backends.direct import DirectPath
 from inferential.config.schema import InferentialConfig
 from inferential.model_call import ModelCall
-from inferential.replica import LEARNED_CALLS, Identity, ReplicaLinks
+from inferential.replica import Identity, ReplicaLinks
 from inferential.scheduling.request import CallResult, ItemError
 from tests.integration.ray_driver import Driver, decode
 
@@ -88,7 +88,7 @@ def test_quick_model_and_a_call_that_is_not(store: Store) -> None:
     async def main() -> None:
         async with server(store) as driver, replica(Where()):
             (r,) = await driver.replica("m")
-            for _ in range(10 * LEARNED_CALLS):
+            for _ in range(500):
                 where = decode(await ask(driver, r, s=0.0))["thread"]
                 if where.startswith("inferential-io"):
                     break
