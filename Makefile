@@ -49,6 +49,7 @@ test: setup-python setup-peer ## Python tests (ARGS="-k name")
 	@cd python && $(PY) -m pytest $(ARGS)
 lint: setup-python ## Style and types
 	@cd python && $(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+	@cd conformance && $(PY) -m ruff check . && $(PY) -m ruff format --check .
 proto: setup-proto ## Generates the Python code of the schema anew
 	@scripts/proto.sh
 check-proto: setup-proto ## Fails where generated code or a copy of the schema is behind proto/

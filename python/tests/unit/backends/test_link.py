@@ -23,7 +23,7 @@ def test_endpoint_as_stored() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"nonsense", b"[]", b"{}", b'{"server": "s"}'])
 def test_what_is_no_endpoint(data: bytes) -> None:
-    with pytest.raises(ValueError, match="no endpoint|Expecting value"):
+    with pytest.raises(ValueError, match=r"no endpoint|Expecting value"):
         Endpoint.from_json(data)
 
 
