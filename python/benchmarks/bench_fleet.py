@@ -24,7 +24,7 @@ GOAL = 0.99
 CONFIG = json.dumps(
     {
         "scheduling": {"pipeline_dispatch": {"enabled": True}, "early_refusal": "predictive"},
-        "models": {"known": {"gpu": {"max_inflight": 2, "latency_budget_ms": 50, "call_ms": 10, "item_ms": 0.5}}},
+        "models": {"known": {"gpu": {"max_inflight": 1, "latency_budget_ms": 50, "call_ms": 10, "item_ms": 0.5}}},
     }
 )
 
