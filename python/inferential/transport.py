@@ -173,6 +173,8 @@ class Transport:
 
     async def deliver(self, timeout_s: float) -> None:
         """Waits for outbound queues to empty, for so long at most."""
+        if not self._is_open:
+            return
         end = self._loop.time() + timeout_s
         while self._waiting and self._loop.time() < end:
             await asyncio.sleep(RETRY_MIN_S)

@@ -113,7 +113,7 @@ def test_the_proof_is_there_and_uses_the_setting(setting: str) -> None:
 def test_a_strategys_options() -> None:
     def held_ms(wait_ms: float) -> float:
         rig = Rig(scheduling__strategy="batch_optimized", scheduling__options={"max_wait_ms": wait_ms}, replicas=[])
-        return float(rig.engine._scheduler.hold_until(_Batch(), 1.0)) * 1e3 - 1000.0
+        return float(rig.engine._room.scheduler.hold_until(_Batch(), 1.0)) * 1e3 - 1000.0
 
     assert held_ms(30.0) == pytest.approx(30.0)
     assert held_ms(5.0) == pytest.approx(5.0)
