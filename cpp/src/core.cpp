@@ -292,21 +292,21 @@ bool Core::await_up(double timeout_ms) {
 
 // ---- output
 
-void Core::await_first_handshake() {
+void Core::await_first_handshake(double timeout_ms) {
   const bool first = !waited_for_handshake_;
   waited_for_handshake_ = true;
   if (first && session_.link_state() == LinkState::Connecting) {
-    await_up(options_.connect_timeout_ms);
+    await_up(std::min<double>(timeout_ms, options_.connect_timeout_ms));
   } else {
     pump(now());
   }
 }
 
-Error Core::not_sent_error() const {
+Error Core::not_sent_error(std::uint64_t request_id) const {
   std::string text = "not sent: the link is ";
   text.append(to_string(session_.link_state()));
   if (session_.link_state() == LinkState::Up) text += ", the send queue is full";
-  return {ErrorCode::NotSent, Status::NotSent, std::move(text)};
+  return {ErrorCode::NotSent, Status::NotSent, std::move(text), request_id};
 }
 
 Result<std::uint64_t> Core::send(Draft& draft) {
@@ -322,12 +322,12 @@ Result<std::uint64_t> Core::send(Draft& draft) {
                      std::to_string(options_.max_message_bytes) + ": a server would drop the connection"};
   }
 
-  await_first_handshake();
+  await_first_handshake(options_.connect_timeout_ms);
   const auto timestamp_ns = wall_clock_ns();
   const auto ticket =
       session_.open_observe(*draft.model, draft.fields.slot(), draft.fields.step_ms(), timestamp_ns, now());
   if (ticket.route == Session::Ticket::Route::Local) return ticket.request_id;
-  if (ticket.route == Session::Ticket::Route::NotSent) return not_sent_error();
+  if (ticket.route == Session::Ticket::Route::NotSent) return not_sent_error(ticket.request_id);
 
   draft.fields.set_timestamp_ns(timestamp_ns);
   draft.fields.set_request_id(ticket.request_id);
@@ -342,7 +342,7 @@ Result<std::uint64_t> Core::send(Draft& draft) {
     throw;
   }
   session_.transmitted(ticket.request_id, sent);
-  if (!sent) return not_sent_error();
+  if (!sent) return not_sent_error(ticket.request_id);
   return ticket.request_id;
 }
 
@@ -364,7 +364,7 @@ bool Core::cancel(Session::ModelIndex model, std::uint64_t request_id) {
 Result<MessageRef> Core::ping(double timeout_ms) {
   if (closed_) return closed_error();
   const Time deadline = deadline_after(now(), timeout_ms);
-  await_first_handshake();
+  await_first_handshake(timeout_ms);
   if (session_.server() == Session::Server::V1) {
     return Error{ErrorCode::Unsupported, std::nullopt, "the server speaks protocol version 1, which has no ping"};
   }

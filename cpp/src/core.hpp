@@ -81,8 +81,8 @@ class Core {
   void leave() noexcept;
   void close() noexcept;
   Error closed_error() const;
-  Error not_sent_error() const;
-  void await_first_handshake();
+  Error not_sent_error(std::uint64_t request_id = 0) const;
+  void await_first_handshake(double timeout_ms);
   void note_link(LinkState before);
   void notice(std::string_view text) noexcept;
   Session::Taken await(Session::ModelIndex model, Session::Taken (Session::*take)(Session::ModelIndex), Time deadline);

@@ -18,6 +18,9 @@ namespace {
 // A reply has at most 256 tensors, so no sender needs this many frames.
 constexpr std::size_t max_payload_frames = 1024;
 
+// Of one attempt: a host that comes back is found within a second, whatever TCP's own backoff.
+constexpr int connect_attempt_ms = 1000;
+
 constexpr const char* monitor_endpoint = "inproc://link";  // unique within the socket's own context
 
 std::string check_options(const ConnectionOptions& options) {
@@ -43,6 +46,23 @@ std::string check_options(const ConnectionOptions& options) {
   if (options.max_message_bytes < 1) return number("max_message_bytes", options.max_message_bytes, "1 or more");
   if (options.inbox_replies < 1) return number("inbox_replies", 0, "1 or more");
   return {};
+}
+
+// Nothing here waits, yet a signal may interrupt a call before it has done anything.
+int send_now(Frame& frame, void* socket, int flags) noexcept {
+  int result;
+  do {
+    result = zmq_msg_send(frame.handle(), socket, ZMQ_DONTWAIT | flags);
+  } while (result < 0 && zmq_errno() == EINTR);
+  return result;
+}
+
+int receive_now(Frame& frame, void* socket) noexcept {
+  int result;
+  do {
+    result = zmq_msg_recv(frame.handle(), socket, ZMQ_DONTWAIT);
+  } while (result < 0 && zmq_errno() == EINTR);
+  return result;
 }
 
 std::string quoted(std::string_view text) { return "'" + std::string(text) + "'"; }
@@ -98,7 +118,8 @@ bool Transport::open(const std::string& endpoint, const ConnectionOptions& optio
       set(ZMQ_RCVHWM, options.receive_queue_messages) && set(ZMQ_LINGER, options.linger_ms) &&
       set(ZMQ_HEARTBEAT_IVL, options.heartbeat_interval_ms) && set(ZMQ_HEARTBEAT_TIMEOUT, heartbeat_timeout_ms) &&
       set(ZMQ_HEARTBEAT_TTL, heartbeat_timeout_ms) && set(ZMQ_RECONNECT_IVL, options.reconnect_interval_ms) &&
-      set(ZMQ_RECONNECT_IVL_MAX, options.reconnect_interval_max_ms) && (!ipv6 || set(ZMQ_IPV6, 1)) &&
+      set(ZMQ_RECONNECT_IVL_MAX, options.reconnect_interval_max_ms) && set(ZMQ_CONNECT_TIMEOUT, connect_attempt_ms) &&
+      (!ipv6 || set(ZMQ_IPV6, 1)) &&
       zmq_setsockopt(socket_, ZMQ_MAXMSGSIZE, &max_message_bytes, sizeof max_message_bytes) == 0;
   if (!configured) return fail("cannot set the socket's options");
 
@@ -128,7 +149,7 @@ bool Transport::send(Frame& envelope, std::vector<Frame>& payload) noexcept {
   // The queue is counted in messages, so only the first frame can find it full.
   Frame delimiter;
   const auto send_frame = [&](Frame& frame, bool more) {
-    return zmq_msg_send(frame.handle(), socket_, ZMQ_DONTWAIT | (more ? ZMQ_SNDMORE : 0)) >= 0;
+    return send_now(frame, socket_, more ? ZMQ_SNDMORE : 0) >= 0;
   };
   if (!send_frame(delimiter, true)) return false;
   // The link may break in the midst. ZMQ then drops all frames up to a last one: this message's, or else the next
@@ -143,7 +164,7 @@ bool Transport::send(Frame& envelope, std::vector<Frame>& payload) noexcept {
 std::optional<Transport::Received> Transport::receive(MessagePool& pool) {
   if (!socket_ready_) return std::nullopt;
   Frame frame;
-  if (zmq_msg_recv(frame.handle(), socket_, ZMQ_DONTWAIT) < 0) {
+  if (receive_now(frame, socket_) < 0) {
     // ZMQ has seen to all its commands by then, without its usual throttle: a send that follows finds the
     // link as it is, and the descriptor tells of whatever comes later.
     socket_ready_ = zmq_errno() != EAGAIN;
@@ -153,11 +174,11 @@ std::optional<Transport::Received> Transport::receive(MessagePool& pool) {
   // The rest of a message is there with its first frame.
   Received received{pool.acquire(), frame.size() == 0 && frame.more()};
   auto& message = *received.message;
-  if (frame.more()) zmq_msg_recv(message.envelope.handle(), socket_, ZMQ_DONTWAIT);
+  if (frame.more()) receive_now(message.envelope, socket_);
   bool more = frame.more() && message.envelope.more();
   while (more) {
     Frame next;
-    if (zmq_msg_recv(next.handle(), socket_, ZMQ_DONTWAIT) < 0) break;
+    if (receive_now(next, socket_) < 0) break;
     more = next.more();
     if (message.payload.size() < max_payload_frames) {
       message.payload.push_back(std::move(next));
@@ -171,7 +192,7 @@ std::optional<Transport::Received> Transport::receive(MessagePool& pool) {
 std::optional<Transport::LinkEvent> Transport::next_link_event() noexcept {
   if (!monitor_ready_) return std::nullopt;
   Frame event;
-  if (zmq_msg_recv(event.handle(), monitor_, ZMQ_DONTWAIT) < 0) {
+  if (receive_now(event, monitor_) < 0) {
     monitor_ready_ = zmq_errno() != EAGAIN;
     return std::nullopt;
   }
@@ -179,7 +200,7 @@ std::optional<Transport::LinkEvent> Transport::next_link_event() noexcept {
   if (event.size() >= sizeof number) std::memcpy(&number, event.data(), sizeof number);
   if (event.more()) {
     Frame address;
-    zmq_msg_recv(address.handle(), monitor_, ZMQ_DONTWAIT);
+    receive_now(address, monitor_);
   }
   return number == ZMQ_EVENT_HANDSHAKE_SUCCEEDED ? LinkEvent::Up : LinkEvent::Down;
 }

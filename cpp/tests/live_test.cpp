@@ -456,14 +456,32 @@ TEST(LiveLink, NoServerIsNotSentAfterTheFirstSendHasWaited) {
   ASSERT_FALSE(first);
   EXPECT_EQ(first.error().code, ErrorCode::NotSent);
   EXPECT_EQ(first.error().message, "not sent: the link is CONNECTING");
+  EXPECT_EQ(first.error().request_id, 1u);
 
   options.connect_timeout_ms = 30000;
   Connection patient_one(endpoint, "agent-01", "", options);
   EXPECT_FALSE(patient_one.wait_until_up(10));
   EXPECT_EQ(connection.counters()->not_sent, 1u);
-  EXPECT_FALSE(model.observe().send());
+  EXPECT_EQ(model.observe().send().error().request_id, 2u);
   EXPECT_EQ(model.get_result(patience_ms).error().code, ErrorCode::NothingOutstanding);
   EXPECT_EQ(connection.counters()->not_sent, 2u);
+}
+
+TEST(LiveLink, PingWaitsForTheFirstHandshakeWithinItsOwnTimeout) {
+  std::string endpoint;
+  {
+    Router gone;
+    endpoint = gone.endpoint();
+  }
+  ConnectionOptions options;
+  options.connect_timeout_ms = patience_ms;
+  const auto start = Clock::now();
+  Connection connection(endpoint, "agent-01", "", options);
+  const auto pinged = connection.ping(50);
+  ASSERT_FALSE(pinged);
+  EXPECT_EQ(pinged.error().code, ErrorCode::NotSent);
+  EXPECT_GE(since_ms(start), 50);
+  EXPECT_LT(since_ms(start), patience_ms);
 }
 
 TEST(LiveLink, RestartOfTheServer) {
@@ -526,6 +544,7 @@ TEST(LiveLink, FullSendQueueIsNotSentAtOnce) {
   ASSERT_FALSE(sent);
   EXPECT_EQ(sent.error().code, ErrorCode::NotSent);
   EXPECT_EQ(sent.error().message, "not sent: the link is UP, the send queue is full");
+  EXPECT_EQ(sent.error().request_id, static_cast<std::uint64_t>(sends));
   EXPECT_EQ(connection.counters()->not_sent, 1u);
 }
 

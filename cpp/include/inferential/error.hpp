@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -34,6 +35,7 @@ struct Error {
   ErrorCode code = ErrorCode::InvalidArgument;
   std::optional<Status> status;  ///< where a request's outcome stands behind the error
   std::string message;           ///< what was wrong, where, and what would be right
+  std::uint64_t request_id = 0;  ///< of an observation that was NotSent; else 0
 };
 
 /// A value or an Error. `if (result) use(*result); else log(result.error().message);`
