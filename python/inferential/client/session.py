@@ -339,6 +339,9 @@ class Session:
         self._note_v2(error.request_id)
         if pending is None:
             self._stats.bad_replies += 1
+            ping = self._pings.pop(error.request_id, None)
+            if ping is not None:
+                ping.ended = True
             logger.warning("a message of the server does not decode: %s", error)
             return
         self._stats.not_ok += 1

@@ -292,6 +292,16 @@ def test_a_v1_server_is_neither_asked_to_cancel_nor_pinged(client: Client) -> No
     assert client.session.begin_ping(client.now) is None
 
 
+def test_a_pong_that_does_not_decode_ends_its_ping_without_an_answer(client: Client) -> None:
+    ping = client.session.begin_ping(client.now)
+    assert ping is not None
+    client.session.receive(broken(ping.request_id), client.now)
+    assert ping.ended
+    assert ping.result is None
+    stats = client.session.stats
+    assert (stats.bad_replies, stats.late_replies) == (1, 0)
+
+
 def test_several_frames_only_once_the_server_has_echoed_an_id(client: Client) -> None:
     assert not client.session.several_frames
     client.observe()
