@@ -17,7 +17,7 @@ CARGO_OPTIONS := --locked --all-features
 ##@ Use
 .PHONY: help
 help: ## This list
-	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: setup-demo ## A fleet of cart-poles, balanced through the server (ARGS="--mujoco --robots 4 --seconds 10")
@@ -76,11 +76,20 @@ conformance: setup-python setup-cpp setup-rust setup-peer ## Every client, in ev
 	@modules=$$(conformance/build.sh) && cd conformance && PYTHONPATH=$$modules $(PY) -m pytest $(ARGS)
 
 ##@ Outside test-all, for their length
-.PHONY: bench bench-fleet bench-report fault soak fuzz sanitize lint-cpp
+.PHONY: bench bench-fleet bench-closed-loop bench-simulate bench-scheduling bench-stages bench-report fault soak fuzz sanitize lint-cpp
 bench: setup-python setup-peer setup-cpp setup-rust ## Benchmarks side by side (ARGS="roundtrip direct --rounds 5"), into docs/benchmarks
 	@$(PY) python/benchmarks/bench.py $(ARGS)
-bench-fleet: setup-python setup-peer ## How many robots one simulated GPU carries
+bench-fleet: setup-python setup-peer ## How many robots one simulated GPU carries; 11 minutes (ARGS="--seconds 10": 6)
 	@$(PY) python/benchmarks/bench_fleet.py $(ARGS)
+bench-closed-loop: setup-python setup-peer ## How many cart-poles it keeps upright; 8 minutes at most (ARGS="--seconds 10": 3)
+	@$(PY) python/benchmarks/bench_closed_loop.py $(ARGS)
+bench-simulate: setup-python ## The simulated sections; 2 minutes (ARGS=large: 100,000 clients, 5 to 10 minutes)
+	@$(PY) python/benchmarks/bench_simulate.py $(ARGS)
+	@$(PY) python/benchmarks/report.py
+bench-scheduling: setup-python ## What a decision costs; 2 minutes
+	@$(PY) python/benchmarks/scheduling_cost.py $(ARGS)
+bench-stages: setup-python ## What each stage of the server costs; half a minute
+	@$(PY) python/benchmarks/stage_profile.py $(ARGS)
 bench-report: setup-python ## Writes the results into docs/benchmarks.md
 	@$(PY) python/benchmarks/report.py
 fuzz: setup-python setup-cpp setup-rust ## Each language's decoder, a minute each

@@ -88,6 +88,43 @@ class Ledger:
         return found
 
 
+class Cycles:
+    """The calls behind the answers, told apart by what each reply says of its own: where the time between two ends of calls goes."""
+
+    def __init__(self, call_ms: float, item_ms: float) -> None:
+        self._ideal_ms = lambda size: call_ms + item_ms * size
+        self._calls: dict[tuple[float, int], tuple[float, float]] = {}
+        """(ms in the model, requests) -> (dispatched, answered), ms of the server's clock"""
+
+    def answer(self, reply: pb.ModelResponse) -> None:
+        """The first reply of a call stands for it."""
+        timing = reply.timing
+        answered = reply.timestamp_ns / 1e6
+        key = (timing.inference_ms, timing.batch_size)
+        self._calls.setdefault(key, (answered - timing.server_ms + timing.queue_ms, answered))
+
+    def report(self) -> dict[str, float]:
+        """Means over the calls that were dispatched before the one ahead of them was answered, or within 1 ms of that: the GPU had work."""
+        calls = sorted((answered, dispatched, *key) for key, (dispatched, answered) in self._calls.items())
+        rows = [
+            (size, self._ideal_ms(size), model_ms, answered - before[0], dispatched < before[0])
+            for before, (answered, dispatched, model_ms, size) in zip(calls, calls[1:], strict=False)
+            if dispatched < before[0] + 1.0
+        ]
+        if not rows:
+            return {}
+        size, ideal, model, cycle, staged = np.array(rows, dtype=np.float64).mean(axis=0).tolist()
+        return {
+            "calls": len(calls),
+            "calls_back_to_back": len(rows),
+            "staged_share": staged,
+            "batch_size": size,
+            "ideal_cycle_ms": ideal,
+            "model_ms": model,
+            "cycle_ms": cycle,
+        }
+
+
 class Schedule:
     """When each client observes: a fixed grid per client, with a random phase."""
 
@@ -147,6 +184,7 @@ def over_zmq(args: argparse.Namespace) -> dict[str, Any]:
         dealers[client].recv_multipart()
     schedule = Schedule(args)
     ledger = Ledger(args.clients, args.budget_ms / 1e3, schedule.counts_from)
+    cycles = Cycles(args.call_ms, args.item_ms)
     client, seq, due = schedule.next()
     linger_until = schedule.ends + 3.0
     worst_lag_s = 0.0
@@ -173,10 +211,12 @@ def over_zmq(args: argparse.Namespace) -> dict[str, Any]:
                 if args.protocol == 2:
                     status = pb.Status.Name(reply.status)[len("STATUS_") :]
                     ledger.answer(index[dealer], reply.request_id, status, now, reply.error)
+                    if status == "OK" and now >= schedule.counts_from:
+                        cycles.answer(reply)
                     continue
                 place = next(t.byte_offset for t in reply.tensors if t.key == "seq")
                 ledger.answer(index[dealer], int.from_bytes(frames[2][place : place + 8], "little"), "OK", now)
-    return ledger.report(args.seconds) | {"generator_worst_lag_ms": worst_lag_s * 1e3}
+    return ledger.report(args.seconds) | {"generator_worst_lag_ms": worst_lag_s * 1e3, "cycle": cycles.report()}
 
 
 async def over_handle(args: argparse.Namespace) -> dict[str, Any]:
@@ -227,6 +267,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--warm-up", type=float, default=3.0, help="seconds before measuring begins")
     parser.add_argument("--high-share", type=float, default=0.0, help="share of the clients at priority 0")
+    parser.add_argument("--call-ms", type=float, default=10.0, help="what the model's call ideally takes, for the cycle's overhead")
+    parser.add_argument("--item-ms", type=float, default=0.5, help="the same for each request of it")
     parser.add_argument("--latest-only", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import time
+from pathlib import Path
+
+from bench import ROOT, machine
 
 from inferential.config.schema import InferentialConfig
 from inferential.engine import Engine
@@ -60,16 +64,23 @@ def cost_us(strategy: str, queued: int, requests: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=5000)
+    parser.add_argument("--queued", type=int, nargs="*", default=[0, 100, 10_000, 100_000])
     parser.add_argument("--strategies", nargs="*", default=["deadline_aware", "priority_tiered", "round_robin"])
+    parser.add_argument("--rounds", type=int, default=3, help="the least of them counts")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks")
     args = parser.parse_args()
-    print("| strategy | 0 queued | 100 | 10,000 | 100,000 |\n|---|---|---|---|---|")
+    facts = machine()
+    results: dict[str, dict[str, float]] = {}
     for strategy in args.strategies:
-        costs = [
-            min(cost_us(strategy, queued, args.requests) for _ in range(3)) for queued in (0, 100, 10_000, 100_000)
-        ]
-        print(f"| {strategy} | " + " | ".join(f"{c:.1f}" for c in costs) + " |")
+        for queued in args.queued:
+            cost = min(cost_us(strategy, queued, args.requests) for _ in range(args.rounds))
+            results.setdefault(strategy, {})[str(queued)] = round(cost, 2)
+            print(f"{strategy}, {queued:,} queued: {cost:.1f} us per request", flush=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    found = {"command": "make bench-scheduling", "machine": facts, "results": results}
+    (args.out / "scheduling.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

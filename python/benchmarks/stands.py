@@ -124,6 +124,8 @@ def simulated_gpu(batch: bool) -> None:
     serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
 
     class Gpu:
+        max_batch_size = 64
+
         def __init__(self) -> None:
             self._device = threading.Lock()
 
@@ -152,7 +154,7 @@ def simulated_gpu(batch: bool) -> None:
             return await asyncio.to_thread(Gpu.infer, self, obs)
 
     for name, model, ongoing in [
-        ("gpu", servable(Gpu), 2),
+        ("gpu", servable(Gpu), 1),
         ("gpu-one-by-one", GpuOneByOne, 5),
         *([("gpu-serve-batch", GpuBehindServeBatch, 512)] if batch else []),
     ]:
