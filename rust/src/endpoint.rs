@@ -21,6 +21,9 @@ const MESSAGES_PER_READ: usize = 1024;
 /// Frames of one message that are kept; no valid reply has more.
 const MAX_FRAMES: usize = 2 + 1024;
 
+/// Of one attempt: a host that comes back is found within a second, whatever TCP's own backoff.
+const CONNECT_ATTEMPT_MS: i32 = 1000;
+
 /// Wakes whoever waits for news of this connection.
 pub(crate) trait Wake: Send + 'static {
     fn wake(&mut self);
@@ -46,6 +49,7 @@ impl Transport {
         socket.set(IntOption::HeartbeatTtl, 3 * heartbeat)?;
         socket.set(IntOption::ReconnectIvl, int(options.reconnect_ms))?;
         socket.set(IntOption::ReconnectIvlMax, int(options.reconnect_max_ms))?;
+        socket.set(IntOption::ConnectTimeout, CONNECT_ATTEMPT_MS)?;
         socket.set(IntOption::Linger, int(options.linger_ms))?;
         socket.set_max_message_bytes(i64::try_from(options.max_message_bytes).unwrap_or(i64::MAX))?;
         let monitor = socket.monitor(&context)?;

@@ -20,6 +20,13 @@ impl Grid {
         self.next = tick + self.period;
         (tick, u64::try_from(missed).unwrap_or(u64::MAX))
     }
+
+    /// Moves every tick from the next one on.
+    fn delay_ms(&mut self, milliseconds: f64) {
+        if let Ok(delay) = Duration::try_from_secs_f64(milliseconds / 1e3) {
+            self.next = self.next.checked_add(delay).unwrap_or(self.next);
+        }
+    }
 }
 
 fn nanoseconds(number: u128) -> Duration {
@@ -59,6 +66,13 @@ impl Rate {
         self.grid.period
     }
 
+    /// Moves the grid, and with it the next tick, by so much; what is not above 0 moves nothing. With
+    /// `rate.delay_ms(model.take_phase_shift_ms())` before each sleep a loop follows the server's hints, by which a fleet's observations
+    /// spread out.
+    pub fn delay_ms(&mut self, milliseconds: f64) {
+        self.grid.delay_ms(milliseconds);
+    }
+
     /// Waits for the next tick; returns how many were missed since the last call (0 when in time).
     pub fn sleep(&mut self) -> u64 {
         let now = Instant::now();
@@ -91,6 +105,20 @@ mod tests {
         assert_eq!(grid.advance(ms(41)), (ms(50), 1)); // 40 is gone
         assert_eq!(grid.advance(ms(96)), (ms(100), 4)); // 60, 70, 80 and 90 are gone
         assert_eq!(grid.advance(ms(100)), (ms(110), 0));
+    }
+
+    #[test]
+    fn a_delay_moves_the_grid_for_good() {
+        let start = Instant::now();
+        let ms = |number| start + Duration::from_millis(number);
+        let mut grid = Grid { period: Duration::from_millis(10), next: ms(10) };
+        assert_eq!(grid.advance(ms(3)), (ms(10), 0));
+        grid.delay_ms(4.0);
+        for nothing in [0.0, -3.0, f64::NAN, f64::INFINITY, f64::MAX] {
+            grid.delay_ms(nothing);
+        }
+        assert_eq!(grid.advance(ms(12)), (ms(24), 0));
+        assert_eq!(grid.advance(ms(35)), (ms(44), 1)); // 34 is gone
     }
 
     #[test]

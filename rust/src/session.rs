@@ -103,6 +103,8 @@ struct Model {
     delivered: HashMap<String, u64>,
     hold_off: Option<HoldOff>,
     last: Option<(Status, String)>,
+    /// The last hint that nobody has taken yet.
+    phase_shift_ms: f32,
     waiting: bool,
 }
 
@@ -161,6 +163,7 @@ impl Session {
             delivered: HashMap::new(),
             hold_off: None,
             last: None,
+            phase_shift_ms: 0.0,
             waiting: false,
         });
         ModelKey(self.models.len() - 1)
@@ -184,6 +187,11 @@ impl Session {
     /// How the last `get_result` of this model ended, and the error text with it.
     pub fn last(&self, key: ModelKey) -> Option<(Status, String)> {
         self.models.get(key.0).and_then(|model| model.last.clone())
+    }
+
+    /// The server's last phase shift hint that was not taken yet; 0 without one.
+    pub fn take_phase_shift_ms(&mut self, key: ModelKey) -> f64 {
+        self.models.get_mut(key.0).map_or(0.0, |model| f64::from(std::mem::take(&mut model.phase_shift_ms)))
     }
 
     /// Number of requests of this model without an outcome.
@@ -363,15 +371,13 @@ impl Session {
     pub fn on_message(&mut self, now: Instant, frames: &[Bytes]) {
         // Even a reply without tensors has a payload frame; what has none is no reply.
         if frames.len() < 3 {
-            self.counters.bad_replies += 1;
-            tracing::warn!("a message of {} frames; a reply has at least 3", frames.len());
+            self.count_bad(&format!("a message of {} frames; a reply has at least 3", frames.len()));
             return;
         }
         let incoming = match wire::decode_reply(frames) {
             Ok(incoming) => incoming,
             Err(reason) => {
-                self.counters.bad_replies += 1;
-                tracing::warn!("a reply could not be read: {reason}");
+                self.count_bad(&reason);
                 return;
             }
         };
@@ -384,7 +390,16 @@ impl Session {
             self.server = Server::V2;
         }
         if let Some(ping) = self.pings.iter_mut().find(|ping| ping.request_id == request_id) {
-            ping.outcome.get_or_insert_with(|| pong(&incoming, now.saturating_duration_since(ping.sent)));
+            let round_trip = now.saturating_duration_since(ping.sent);
+            match &incoming.tensors {
+                Ok(_) => {
+                    ping.outcome.get_or_insert_with(|| pong(&incoming, round_trip));
+                }
+                Err(reason) => {
+                    ping.outcome.get_or_insert(None);
+                    self.count_bad(reason);
+                }
+            }
             return;
         }
         // Most often the reply's own model has it; the id alone decides.
@@ -393,13 +408,19 @@ impl Session {
             .iter()
             .position(|model| model.id == incoming.model_id && model.find(request_id).is_some())
             .or_else(|| self.models.iter().position(|model| model.find(request_id).is_some()));
-        match found.and_then(|index| self.models.get_mut(index)) {
-            Some(model) => match model.take(request_id) {
-                Some(request) => finish(model, request, now, incoming, &self.options, &mut self.counters),
-                None => self.counters.late_replies += 1,
+        let model = found.and_then(|index| self.models.get_mut(index));
+        match model.and_then(|model| model.take(request_id).map(|request| (model, request))) {
+            Some((model, request)) => finish(model, request, now, incoming, &self.options, &mut self.counters),
+            None => match incoming.tensors {
+                Ok(_) => self.counters.late_replies += 1,
+                Err(reason) => self.count_bad(&reason),
             },
-            None => self.counters.late_replies += 1,
         }
+    }
+
+    fn count_bad(&mut self, reason: &str) {
+        self.counters.bad_replies += 1;
+        tracing::warn!("a reply could not be read: {reason}");
     }
 
     /// A v1 server names no request: its replies come in the order of a model's requests.
@@ -413,8 +434,7 @@ impl Session {
             );
         }
         if let Err(reason) = &incoming.tensors {
-            self.counters.bad_replies += 1;
-            tracing::warn!("a reply could not be read: {reason}");
+            self.count_bad(reason);
             return;
         }
         let model = self.models.iter_mut().find(|model| model.id == incoming.model_id);
@@ -570,6 +590,9 @@ fn finish(
                     status: incoming.status,
                     reason: incoming.reason,
                 });
+            }
+            if incoming.phase_shift_ms > 0.0 {
+                model.phase_shift_ms = incoming.phase_shift_ms;
             }
             Reply {
                 request_id: request.request_id,

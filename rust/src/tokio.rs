@@ -388,6 +388,11 @@ impl AsyncModel {
         self.last().map(|(_, error)| error).unwrap_or_default()
     }
 
+    /// The server's last phase shift hint that was not taken yet, in ms; 0 without one. For [`Rate::delay_ms`](crate::Rate::delay_ms).
+    pub fn take_phase_shift_ms(&self) -> f64 {
+        self.shared.endpoint.peek(|inner| inner.session.take_phase_shift_ms(self.key))
+    }
+
     fn last(&self) -> Option<(Status, String)> {
         self.shared.endpoint.peek(|inner| inner.session.last(self.key))
     }

@@ -51,7 +51,8 @@ pub struct Action {
     pub age_ms: f64,
     /// How many entries of an action chunk have gone by since then; 0 where `step_ms` is not known.
     pub steps_late: u64,
-    /// The fresh answer; none with any other source.
+    /// The answer that the tensors come from: the fresh one, or the last fresh one; none before the first. With
+    /// [`Source::Callback`] the one that the callback was given.
     pub reply: Option<Reply>,
     /// Why there was no fresh answer, as far as it is known.
     pub status: Option<Status>,
@@ -166,8 +167,8 @@ impl Watchdog {
 
     fn on_fresh(&self, reply: Reply, now: Instant) -> Action {
         let action = self.action(Source::Fresh, reply.tensors.clone(), Some(&reply), now);
-        *self.fresh() = Some(Arc::new(reply.clone()));
-        Action { reply: Some(reply), status: Some(Status::Ok), ..action }
+        *self.fresh() = Some(Arc::new(reply));
+        Action { status: Some(Status::Ok), ..action }
     }
 
     fn fresh(&self) -> MutexGuard<'_, Option<Arc<Reply>>> {
@@ -182,7 +183,8 @@ impl Watchdog {
         let (source, tensors) = match (&self.fallback.kind, fresh, since_arrival) {
             (Kind::Callback(callback), _, _) => {
                 let age = fresh.map_or(Duration::ZERO, |reply| now.saturating_duration_since(reply.sent));
-                return self.action(Source::Callback, callback(fresh, age), None, now);
+                let action = self.action(Source::Callback, callback(fresh, age), None, now);
+                return Action { reply: fresh.cloned(), ..action };
             }
             (Kind::Hold { max_ms }, Some(reply), Some(since)) if since <= *max_ms => {
                 (Source::Hold, reply.tensors.clone())
@@ -202,7 +204,7 @@ impl Watchdog {
         let age_ms = answered.map_or(0.0, |reply| milliseconds(now.saturating_duration_since(reply.sent)));
         let step_ms = answered.map_or(0.0, |reply| f64::from(reply.step_ms));
         let steps_late = if step_ms > 0.0 { (age_ms / step_ms).floor() as u64 } else { 0 };
-        Action { tensors, source, age_ms, steps_late, reply: None, status: None, error: String::new() }
+        Action { tensors, source, age_ms, steps_late, reply: answered.cloned(), status: None, error: String::new() }
     }
 }
 
@@ -273,7 +275,10 @@ mod tests {
         assert_eq!((held.source, held.age_ms, held.steps_late), (Source::Hold, 110.0, 5));
         assert_eq!(values(&held), [2.0, -4.0]);
         assert_eq!((held.status, held.error.as_str()), (Some(Status::Expired), "late"));
+        let from = |action: &Action| action.reply.as_ref().map(|reply| reply.request_id);
+        assert_eq!(from(&held), Some(1));
         let over = without(&watchdog, start + ms(111));
+        assert_eq!(from(&over), Some(1));
         assert_eq!((over.source, values(&over), over.age_ms), (Source::Zero, vec![0.0, 0.0], 111.0));
     }
 
@@ -302,6 +307,7 @@ mod tests {
         let watchdog = Watchdog::new(Fallback::zero().template(template.clone()));
         let before = without(&watchdog, Instant::now());
         assert_eq!((before.source, values(&before), before.age_ms), (Source::Zero, vec![0.0; 3], 0.0));
+        assert!(before.reply.is_none());
         let (watchdog, start) = fed(Fallback::zero().template(template));
         let after = without(&watchdog, start + ms(60));
         assert_eq!((after.source, values(&after), after.age_ms), (Source::Zero, vec![0.0; 2], 60.0));
@@ -312,6 +318,7 @@ mod tests {
         for fallback in [Fallback::zero(), Fallback::hold(100.0), Fallback::decay(100.0)] {
             let action = without(&Watchdog::new(fallback), Instant::now());
             assert_eq!((action.source, action.tensors.len(), action.age_ms), (Source::None, 0, 0.0));
+            assert!(action.reply.is_none());
         }
         let held = Watchdog::new(Fallback::hold(1e9).template(actions(&[1.0])));
         assert_eq!(without(&held, Instant::now()).source, Source::Zero);
@@ -327,6 +334,8 @@ mod tests {
         let (watchdog, start) = fed(Fallback::callback(callback));
         let after = without(&watchdog, start + ms(70));
         assert_eq!((values(&after), after.age_ms, after.steps_late), (vec![1.0, 70.0], 0.0, 0));
+        assert!(before.reply.is_none());
+        assert_eq!(after.reply.unwrap().request_id, 1);
     }
 
     #[test]

@@ -92,6 +92,7 @@ pub enum IntOption {
     HeartbeatIvl = 75,
     HeartbeatTtl = 76,
     HeartbeatTimeout = 77,
+    ConnectTimeout = 79,
 }
 
 const MAX_MESSAGE_SIZE: c_int = 22;

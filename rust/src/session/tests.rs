@@ -428,6 +428,27 @@ fn a_reply_that_cannot_be_read_ends_its_request_as_model_error() {
 }
 
 #[test]
+fn a_pong_that_cannot_be_read_ends_its_ping_without_an_answer() {
+    let mut bench = Bench::new();
+    let (id, _) = bench.session.ping(bench.now, 0).unwrap();
+    bench.receive(proto::ModelResponse { tensors: vec![proto::Tensor::default()], ..response(id, Status::Ok) });
+    assert!(matches!(bench.session.take_pong(id), Taken::Nothing));
+    assert_eq!((bench.counters().bad_replies, bench.counters().late_replies), (1, 0));
+}
+
+#[test]
+fn a_phase_shift_is_taken_once_and_the_last_counts() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.session.take_phase_shift_ms(bench.model), 0.0);
+    for phase_shift_ms in [2.5, 4.5, 0.0] {
+        let id = bench.observe();
+        bench.receive(proto::ModelResponse { phase_shift_ms, ..response(id, Status::Ok) });
+    }
+    assert_eq!(bench.session.take_phase_shift_ms(bench.model), 4.5);
+    assert_eq!(bench.session.take_phase_shift_ms(bench.model), 0.0);
+}
+
+#[test]
 fn what_is_no_reply_is_counted_and_ends_nothing() {
     let mut bench = Bench::new();
     bench.observe();
@@ -442,9 +463,12 @@ fn what_is_no_reply_is_counted_and_ends_nothing() {
     ] {
         bench.session.on_message(bench.now, &frames);
     }
-    let tensor = proto::Tensor::default();
-    bench.receive(proto::ModelResponse { tensors: vec![tensor], ..response(0, Status::Ok) });
-    assert_eq!(bench.counters().bad_replies, 6);
+    // Nor is one with a tensor that is none, of an id that nobody waits for (0: from a v1 server).
+    for request_id in [0, 77] {
+        let tensors = vec![proto::Tensor::default()];
+        bench.receive(proto::ModelResponse { tensors, ..response(request_id, Status::Ok) });
+    }
+    assert_eq!((bench.counters().bad_replies, bench.counters().late_replies), (7, 0));
     assert!(bench.waits());
 }
 
