@@ -585,11 +585,11 @@ class ReplicaLinks:
         items = []
         at = 0
         for item in job.call.items:
-            sizes = item.frame_bytes
-            frames = job.frames[at : at + len(sizes)]
-            at += len(sizes)
+            frames, at = link.take_payload(item, job.frames, at)
             deadline = job.received_at + item.remaining_ms / 1e3 if item.remaining_ms else INFINITY
-            items.append(Item(wire.parse_observation(item.envelope, sizes), frames, deadline))
+            items.append(
+                Item(wire.parse_observation(item.envelope, [link.size_bytes(f) for f in frames]), frames, deadline)
+            )
         return self._model.prepare(items)
 
     def _still_wanted(self, job: _Job, prepared: Prepared) -> bool:
@@ -613,9 +613,7 @@ class ReplicaLinks:
         frames: list[Any] = []
         for item in result.items:
             if isinstance(item, Body):
-                frames += item.frames
-                sizes = [link.size_bytes(f) for f in item.frames]
-                sent.items.add(envelope=item.envelope, frame_bytes=sizes)
+                link.put_payload(sent.items.add(envelope=item.envelope), item.frames, frames)
             else:
                 sent.items.add(failed=True, error=item.message, expired=item.expired)
         return job, message.SerializeToString(), frames

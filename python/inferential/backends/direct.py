@@ -140,14 +140,12 @@ class DirectPath:
         sent.id = call.id
         frames: list[Any] = []
         for request in call.requests:
-            payload = request.frames[1:]
-            frames += payload
-            sent.items.add(
+            item = sent.items.add(
                 envelope=bytes(request.frames[0]),
-                frame_bytes=[link.size_bytes(f) for f in payload],
                 remaining_ms=max((request.expiry - now) * 1e3, 0.001) if request.expiry < 1e12 else 0.0,
                 attempt=request.attempt,
             )
+            link.put_payload(item, request.frames[1:], frames)
         peer.calls.add(call.id)
         self._awaited += 1
         try:
@@ -269,9 +267,8 @@ class DirectPath:
             if item.failed:
                 items.append(ItemError(item.error, expired=item.expired))
             else:
-                end = at + len(item.frame_bytes)
-                items.append(Body(item.envelope, frames[at:end]))
-                at = end
+                payload, at = link.take_payload(item, frames, at)
+                items.append(Body(item.envelope, payload))
         self._results.append((result.id, CallResult(items, result.inference_ms / 1e3)))
 
     # --- attaching ---

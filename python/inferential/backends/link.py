@@ -18,11 +18,24 @@ import zmq
 from inferential._proto.inferential.backend.v1 import backend_pb2 as pb
 from inferential.types import Buffer
 
-__all__ = ["VERSION", "Endpoint", "nonce", "pb", "proof", "receive", "same", "send", "size_bytes"]
+__all__ = [
+    "VERSION",
+    "Endpoint",
+    "nonce",
+    "pb",
+    "proof",
+    "put_payload",
+    "receive",
+    "same",
+    "send",
+    "size_bytes",
+    "take_payload",
+]
 
 VERSION = 1
 NONCE_BYTES = 32
-COPIED_BYTES = 16_384  # below this a copy is cheaper than telling ZMQ when the memory is free again
+COPIED_BYTES = 65_536  # below this a copy is no dearer than telling ZMQ when the memory is free again
+INLINE_BYTES = 4096  # payloads up to this size are cheaper in the header than as frames of their own
 SERVERS = "server/"
 """Prefix of the keys under which servers tell replicas where they are."""
 
@@ -88,6 +101,23 @@ def size_bytes(frame: Buffer) -> int:
     """Bytes of a frame."""
     # Asking a zmq.Frame for an attribute that it has not is slow.
     return len(frame) if type(frame) is zmq.Frame or type(frame) is bytes else memoryview(frame).nbytes
+
+
+def put_payload(item: Any, frames: Sequence[Buffer], rest: list[Buffer]) -> None:
+    """Puts an item's payload frames into its header where they are small, else into `rest`, which follows."""
+    if sum(map(size_bytes, frames)) <= INLINE_BYTES:
+        item.payload.extend(map(bytes, frames))
+    else:
+        item.frames = len(frames)
+        rest += frames
+
+
+def take_payload(item: Any, rest: Sequence[Buffer], at: int) -> tuple[Sequence[Buffer], int]:
+    """The payload frames of an item, and where those of the next one begin in `rest`."""
+    if not item.frames:
+        return list(item.payload), at
+    end = at + item.frames
+    return rest[at:end], end
 
 
 def send(socket: Any, header: bytes, frames: Sequence[Buffer], to: bytes | None = None) -> None:

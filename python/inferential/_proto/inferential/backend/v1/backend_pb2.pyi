@@ -100,16 +100,18 @@ class Call(_message.Message):
     def __init__(self, id: _Optional[int] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ...) -> None: ...
 
 class Item(_message.Message):
-    __slots__ = ("envelope", "frame_bytes", "remaining_ms", "attempt")
+    __slots__ = ("envelope", "frames", "remaining_ms", "attempt", "payload")
     ENVELOPE_FIELD_NUMBER: _ClassVar[int]
-    FRAME_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
     REMAINING_MS_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     envelope: bytes
-    frame_bytes: _containers.RepeatedScalarFieldContainer[int]
+    frames: int
     remaining_ms: float
     attempt: int
-    def __init__(self, envelope: _Optional[bytes] = ..., frame_bytes: _Optional[_Iterable[int]] = ..., remaining_ms: _Optional[float] = ..., attempt: _Optional[int] = ...) -> None: ...
+    payload: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, envelope: _Optional[bytes] = ..., frames: _Optional[int] = ..., remaining_ms: _Optional[float] = ..., attempt: _Optional[int] = ..., payload: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ("id",)
@@ -128,18 +130,20 @@ class Result(_message.Message):
     def __init__(self, id: _Optional[int] = ..., inference_ms: _Optional[float] = ..., items: _Optional[_Iterable[_Union[ItemResult, _Mapping]]] = ...) -> None: ...
 
 class ItemResult(_message.Message):
-    __slots__ = ("envelope", "frame_bytes", "failed", "error", "expired")
+    __slots__ = ("envelope", "frames", "failed", "error", "expired", "payload")
     ENVELOPE_FIELD_NUMBER: _ClassVar[int]
-    FRAME_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     EXPIRED_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     envelope: bytes
-    frame_bytes: _containers.RepeatedScalarFieldContainer[int]
+    frames: int
     failed: bool
     error: str
     expired: bool
-    def __init__(self, envelope: _Optional[bytes] = ..., frame_bytes: _Optional[_Iterable[int]] = ..., failed: bool = ..., error: _Optional[str] = ..., expired: bool = ...) -> None: ...
+    payload: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, envelope: _Optional[bytes] = ..., frames: _Optional[int] = ..., failed: bool = ..., error: _Optional[str] = ..., expired: bool = ..., payload: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Load(_message.Message):
     __slots__ = ("waiting", "replicas")
