@@ -45,9 +45,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Sent:
-    """What became of an observe: `status` None = a reply will end it, NOT_SENT's number = told here and nowhere else.
-
-    Of a request that was not sent an SDK need not tell the id."""
+    """What became of an observe: `status` None = a reply will end it, NOT_SENT's number = told here and nowhere else."""
 
     request_id: int
     status: int | None = None
@@ -91,12 +89,13 @@ class Pong:
 
 @dataclass(frozen=True)
 class Action:
-    """What act returned; source is one of fresh, hold, decay, zero, callback, none."""
+    """What act returned; source is one of fresh, hold, decay, zero, callback, none; request_id that of its reply, 0 without one."""
 
     source: str
     tensors: dict[str, Tensor]
     age_ms: float
     steps_late: int
+    request_id: int
 
 
 class CallError(Exception):

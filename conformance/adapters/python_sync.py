@@ -78,7 +78,8 @@ def to_reply(found: Any) -> Reply | None:
 def to_action(found: Any) -> Action:
     """What act returned."""
     tensors = {key: to_tensor(np.asarray(value)) for key, value in found.tensors.items()}
-    return Action(found.source.value, tensors, found.age_ms, found.steps_late)
+    request_id = 0 if found.reply is None else found.reply.request_id
+    return Action(found.source.value, tensors, found.age_ms, found.steps_late, request_id)
 
 
 def to_pong(found: Any) -> Pong | None:

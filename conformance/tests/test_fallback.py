@@ -22,6 +22,7 @@ def fresh(model: Model, stand_in: StandIn, **options: Any) -> None:
     a = model.act(20_000)
     assert (a.source, a.tensors) == ("fresh", LAST)
     assert a.age_ms > 0
+    assert a.request_id > 0
 
 
 def stalled(model: Model, stand_in: StandIn, timeout_ms: float = 50) -> Any:
@@ -41,29 +42,39 @@ def floats(a: Any) -> tuple[float, ...]:
 
 def test_none_without_an_answer_ever_and_no_template(model: Model, stand_in: StandIn) -> None:
     a = stalled(model, stand_in)
-    assert (a.source, a.tensors, a.age_ms, a.steps_late) == ("none", {}, 0, 0)
+    assert (a.source, a.tensors, a.age_ms, a.steps_late, a.request_id) == ("none", {}, 0, 0, 0)
 
 
 def test_zero_like_the_template_before_the_first_answer(connection: Connection, stand_in: StandIn) -> None:
     for kind in ("zero", "hold", "decay"):
         model = connection.model("policy", fallback=(kind, 1000.0, TEMPLATE))
         a = stalled(model, stand_in)
-        assert (a.source, a.tensors, a.age_ms) == ("zero", ZEROS, 0), kind
+        assert (a.source, a.tensors, a.age_ms, a.request_id) == ("zero", ZEROS, 0, 0), kind
 
 
 def test_zero_like_the_last_answer(connection: Connection, stand_in: StandIn) -> None:
     model = connection.model("policy", fallback=("zero", 0.0, None))
     fresh(model, stand_in)
     a = stalled(model, stand_in)
-    assert (a.source, a.tensors) == ("zero", ZEROS)
+    assert (a.source, a.tensors, a.request_id) == ("zero", ZEROS, 1)
 
 
 def test_hold_keeps_the_last_answer(connection: Connection, stand_in: StandIn) -> None:
     model = connection.model("policy", fallback=("hold", 600_000.0, None))
     fresh(model, stand_in)
     a = stalled(model, stand_in)
-    assert (a.source, a.tensors) == ("hold", LAST)
+    assert (a.source, a.tensors, a.request_id) == ("hold", LAST, 1)
     assert a.age_ms >= 50
+
+
+def test_each_handle_keeps_one_last_answer_of_whatever_slot(connection: Connection, stand_in: StandIn) -> None:
+    one, other = (connection.model("policy", fallback=("hold", 600_000.0, None)) for _ in range(2))
+    fresh(one, stand_in, slot="left")
+    fresh(one, stand_in, slot="right")
+    a = stalled(one, stand_in)
+    assert (a.source, a.request_id) == ("hold", 2)
+    a = stalled(other, stand_in)
+    assert (a.source, a.request_id) == ("none", 0)
 
 
 def test_hold_ends_in_zeros(connection: Connection, stand_in: StandIn) -> None:
@@ -77,7 +88,7 @@ def test_decay_halves_floats_and_holds_the_rest(connection: Connection, stand_in
     model = connection.model("policy", fallback=("decay", 100.0, None))
     fresh(model, stand_in)
     a = stalled(model, stand_in, 100)
-    assert a.source == "decay"
+    assert (a.source, a.request_id) == ("decay", 1)
     assert a.tensors["grip"] == INT
     x, y = floats(a)
     assert 0 <= x <= 4.01, "after at least a half-life"
@@ -87,10 +98,10 @@ def test_decay_halves_floats_and_holds_the_rest(connection: Connection, stand_in
 def test_callback_gets_the_last_answer(connection: Connection, stand_in: StandIn) -> None:
     model = connection.model("policy", fallback=("callback", 0.0, None))
     a = stalled(model, stand_in)
-    assert (a.source, a.tensors, a.age_ms) == ("callback", {"actions": f32(0)}, 0)
+    assert (a.source, a.tensors, a.age_ms, a.request_id) == ("callback", {"actions": f32(0)}, 0, 0)
     fresh(model, stand_in)
     a = stalled(model, stand_in)
-    assert (a.source, a.tensors, a.age_ms) == ("callback", {"actions": f32(1)}, 0)
+    assert (a.source, a.tensors, a.age_ms, a.request_id) == ("callback", {"actions": f32(1)}, 0, 2)
 
 
 def test_steps_late_counts_steps_gone_by(connection: Connection, stand_in: StandIn) -> None:

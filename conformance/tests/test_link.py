@@ -30,12 +30,14 @@ def test_no_server_ever(client: Client, nowhere: str) -> None:
     assert connection.link_state() == "connecting"
     sent = model.observe({"x": f32(1)})
     assert sent.status == NOT_SENT
+    assert sent.request_id == 1
     assert sent.error, "it says why"
     waited = time.monotonic() - begin
     assert 0.29 <= waited < 10, "the first send waits for the handshake, but not longer"
     begin = time.monotonic()
-    for _ in range(20):
-        assert model.observe({"x": f32(1)}).status == NOT_SENT
+    for i in range(20):
+        sent = model.observe({"x": f32(1)})
+        assert (sent.request_id, sent.status) == (2 + i, NOT_SENT)
     assert time.monotonic() - begin < 5, "later sends never wait"
     assert model.get_result(60_000) is None
     assert model.next_reply(60_000) is None
@@ -45,6 +47,13 @@ def test_no_server_ever(client: Client, nowhere: str) -> None:
     begin = time.monotonic()
     connection.close()
     assert time.monotonic() - begin < 1, "closing takes under a second"
+
+
+def test_ping_waits_for_the_first_handshake_within_its_own_timeout(client: Client, nowhere: str) -> None:
+    connection = client.connect(nowhere, connect_timeout_ms=60_000)
+    begin = time.monotonic()
+    assert connection.ping(100) is None
+    assert 0.09 <= time.monotonic() - begin < 10
 
 
 def test_an_address_without_scheme(client: Client, stand_in: StandIn) -> None:
@@ -181,8 +190,10 @@ def test_a_full_queue_is_told_at_once(client: Client, stand_in: StandIn) -> None
     connection.wait_for_link("up")
     big = {"x": type(f32(1))("UINT8", (4_000_000,), bytes(4_000_000))}
     begin = time.monotonic()
-    for _ in range(20):
-        assert model.observe(big).status in (None, NOT_SENT)
+    for i in range(20):
+        sent = model.observe(big)
+        assert sent.status in (None, NOT_SENT)
+        assert sent.request_id == 1 + i
     assert time.monotonic() - begin < 60, "no send waits for the server"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+from inferential._proto.inferential.v1 import inferential_pb2 as pb
 
 from adapters.base import DTYPES
 from suite.client import Client, Connection, Model, f32, some
@@ -430,6 +431,38 @@ def test_a_bad_reply_is_counted(connection: Connection, model: Model, stand_in: 
     connection.wait_for_counter("bad_replies", 1)
     stand_in.answer(got)
     assert model.ok().request_id == 1
+
+
+def bad_reply(request_id: int) -> bytes:
+    """An envelope whose tensor lies outside the payload."""
+    response = pb.ModelResponse(request_id=request_id, model_id="policy")
+    response.tensors.add(key="actions", dtype=2, shape=[4], byte_length=16)
+    return bytes(response.SerializeToString())
+
+
+def test_a_bad_reply_that_nobody_waits_for_is_bad_and_not_late(
+    connection: Connection, model: Model, stand_in: StandIn
+) -> None:
+    got = exchange(model, stand_in, 1)[0]
+    stand_in.send(got, bad_reply(77), [b""])
+    connection.wait_for_counter("bad_replies", 1)
+    stand_in.answer(got)
+    assert model.ok().request_id == 1
+    stand_in.send(got, bad_reply(1), [b""])
+    connection.wait_for_counter("bad_replies", 2)
+    counters = connection.counters()
+    assert (counters["late_replies"], counters["not_ok"], counters["ok"]) == (0, 0, 1)
+
+
+def test_a_bad_reply_to_a_ping_ends_it_without_an_answer(connection: Connection, stand_in: StandIn) -> None:
+    connection.begin_ping(60_000)
+    begin = time.monotonic()
+    p = stand_in.receive()
+    stand_in.send(p, bad_reply(p.request_id), [b""])
+    assert connection.end_ping() is None
+    assert time.monotonic() - begin < AT_ONCE_S
+    counters = connection.counters()
+    assert (counters["bad_replies"], counters["late_replies"]) == (1, 0)
 
 
 def test_a_message_that_is_none_is_counted(connection: Connection, model: Model, stand_in: StandIn) -> None:

@@ -18,7 +18,7 @@ namespace {
 // A reply has at most 256 tensors, so no sender needs this many frames.
 constexpr std::size_t max_payload_frames = 1024;
 
-// Of one attempt: a host that comes back is found within a second, whatever TCP's own backoff.
+// Of one attempt: a host that comes back is found within two seconds, whatever TCP's own backoff.
 constexpr int connect_attempt_ms = 1000;
 
 constexpr const char* monitor_endpoint = "inproc://link";  // unique within the socket's own context

@@ -21,7 +21,7 @@ const MESSAGES_PER_READ: usize = 1024;
 /// Frames of one message that are kept; no valid reply has more.
 const MAX_FRAMES: usize = 2 + 1024;
 
-/// Of one attempt: a host that comes back is found within a second, whatever TCP's own backoff.
+/// Of one attempt: a host that comes back is found within two seconds, whatever TCP's own backoff.
 const CONNECT_ATTEMPT_MS: i32 = 1000;
 
 /// Wakes whoever waits for news of this connection.

@@ -153,7 +153,7 @@ class Model {
     const auto sent = without_gil([&] { return observation.send(); });
     if (sent) return py::make_tuple(*sent, py::none(), "");
     if (sent.error().code != ErrorCode::NotSent) raise(sent.error());
-    return py::make_tuple(0, static_cast<int>(inferential::Status::NotSent), sent.error().message);
+    return py::make_tuple(sent.error().request_id, static_cast<int>(inferential::Status::NotSent), sent.error().message);
   }
 
   py::object get_result(double timeout_ms) {
@@ -174,7 +174,8 @@ class Model {
     using namespace py::literals;
     static constexpr const char* kSources[] = {"fresh", "hold", "decay", "zero", "callback", "none"};
     return py::dict("source"_a = kSources[static_cast<int>(action.source)], "tensors"_a = to_dict(action.tensors),
-                    "age_ms"_a = action.age_ms, "steps_late"_a = action.steps_late);
+                    "age_ms"_a = action.age_ms, "steps_late"_a = action.steps_late,
+                    "request_id"_a = action.reply ? action.reply->request_id() : 0);
   }
 
   bool cancel(std::uint64_t request_id) { return model_.cancel(request_id); }

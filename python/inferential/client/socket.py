@@ -30,7 +30,7 @@ _ZERO_COPY_BYTES = (
     262_144  # below some 500 KB a copy is quicker than having pyzmq told when libzmq is done with the memory
 )
 _CONNECT_TIMEOUT_MS = (
-    1000  # of one attempt: a host that comes back is found within a second, whatever TCP's own backoff
+    1000  # of one attempt: a host that comes back is found within two seconds, whatever TCP's own backoff
 )
 
 

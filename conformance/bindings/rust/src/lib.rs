@@ -93,6 +93,7 @@ fn action_to<'py>(py: Python<'py>, action: &Action) -> PyResult<Bound<'py, PyDic
     found.set_item("tensors", tensors_to(py, &action.tensors)?)?;
     found.set_item("age_ms", action.age_ms)?;
     found.set_item("steps_late", action.steps_late)?;
+    found.set_item("request_id", action.reply.as_ref().map_or(0, |reply| reply.request_id))?;
     Ok(found)
 }
 
