@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from inferential.config.schema import InferentialConfig
 from inferential.engine import Engine
@@ -291,10 +298,8 @@ class EngineMachine(RuleBasedStateMachine):
         assert all(o.status is not Status.OK or o.body is not None for o in self.outcomes.values())
 
 
-TestEngine = EngineMachine.TestCase
-TestEngine.settings = settings(
-    max_examples=60,
-    stateful_step_count=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+def test_engine():
+    slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
+    run_state_machine_as_test(
+        EngineMachine, settings=settings(stateful_step_count=50, deadline=None, suppress_health_check=slow)
+    )
