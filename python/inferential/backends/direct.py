@@ -33,7 +33,7 @@ LOAD_INTERVAL_S = 0.25
 class _Peer:
     """A connected replica."""
 
-    __slots__ = ("attached", "calls", "draining", "fd", "hello", "nonce", "routing_id")
+    __slots__ = ("attached", "calls", "draining", "fd", "hello", "load", "nonce", "routing_id")
 
     def __init__(self, routing_id: bytes, fd: int, hello: Any) -> None:
         self.routing_id = routing_id
@@ -42,6 +42,8 @@ class _Peer:
         self.nonce = link.nonce()
         self.attached = False
         self.draining = False
+        self.load = (0, 1)
+        """What it was told last: requests that wait, replicas."""
         self.calls: set[int] = set()
 
 
@@ -62,6 +64,7 @@ class DirectPath:
         self._awaited = 0  # calls that are not answered
         self._results: list[tuple[int, CallResult]] = []  # of this burst
         self._again: asyncio.Handle | None = None
+        self._check: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.server = secrets.token_hex(8)
         self._secret = secrets.token_hex(32)
@@ -100,8 +103,9 @@ class DirectPath:
         """Closes the socket; replicas notice and forget this server."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._again is not None:
-            self._again.cancel()
+        for handle in (self._again, self._check):
+            if handle is not None:
+                handle.cancel()
         self._loop.remove_reader(self._socket.getsockopt(zmq.FD))
         self._loop.remove_reader(self._monitor.getsockopt(zmq.FD))
         self._socket.disable_monitor()
@@ -154,7 +158,7 @@ class DirectPath:
             peer.calls.discard(call.id)
             self._awaited -= 1
             self._events.failed(call.id, CallError(f"cannot reach replica {call.replica.id}: {e.strerror}"))
-        self._check_readable()
+        self._check_soon()
 
     def abandon(self, call: Call) -> None:
         """See Backend."""
@@ -166,7 +170,7 @@ class DirectPath:
         # A peer that cannot be reached is gone; the monitor says so too.
         with contextlib.suppress(zmq.ZMQError):
             link.send(self._socket, message.SerializeToString(), (), peer.routing_id)
-        self._check_readable()
+        self._check_soon()
 
     def _tell_load(self) -> None:
         self._timer = self._loop.call_later(LOAD_INTERVAL_S, self._tell_load)
@@ -175,8 +179,10 @@ class DirectPath:
             replicas[peer.hello.model] = replicas.get(peer.hello.model, 0) + 1
         waiting = {model: self._events.waiting(model) for model in replicas}
         for peer in list(self._replicas.values()):
-            model = peer.hello.model
-            self._say(peer, pb.ToReplica(load=pb.Load(waiting=waiting[model], replicas=replicas[model])))
+            load = (waiting[peer.hello.model], replicas[peer.hello.model])
+            if load != peer.load:
+                peer.load = load
+                self._say(peer, pb.ToReplica(load=pb.Load(waiting=load[0], replicas=load[1])))
 
     # --- receiving ---
 
@@ -219,8 +225,15 @@ class DirectPath:
         if results:
             self._events.completed_all(results)
 
+    def _check_soon(self) -> None:
+        """To be called after sending: a send may use up the signal that there is something to read."""
+        if self._check is None:
+            self._check = self._loop.call_soon(self._check_readable)
+
     def _check_readable(self) -> None:
-        """A send may use up the signal that there is something to read."""
+        if self._check is not None:
+            self._check.cancel()
+            self._check = None
         if self._again is None and self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
             self._again = self._loop.call_soon(self._readable)
 
