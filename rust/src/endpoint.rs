@@ -85,19 +85,24 @@ impl Transport {
                 None => Message::gather(frame.length, frame.pieces())?,
             });
         }
-        let last = messages.len() - 1;
-        let mut result = Ok(());
-        for (index, message) in messages.into_iter().enumerate() {
-            if let Err(error) = self.socket.send(message, index < last) {
-                if index == 0 {
-                    return Err(error);
-                }
-                // The link broke in the midst. libzmq now drops all up to a last part: this message's, or else the next one's.
-                result = Err(error);
-            }
-        }
-        result
+        send_all(messages, |message, more| self.socket.send(message, more))
     }
+}
+
+/// Sends the parts of one message.
+fn send_all(parts: Vec<Message>, mut send: impl FnMut(Message, bool) -> io::Result<()>) -> io::Result<()> {
+    let last = parts.len() - 1;
+    let mut result = Ok(());
+    for (index, part) in parts.into_iter().enumerate() {
+        if let Err(error) = send(part, index < last) {
+            if index == 0 {
+                return Err(error);
+            }
+            // The link broke in the midst. libzmq now drops all up to a last part: this message's, or else the next one's.
+            result = Err(error);
+        }
+    }
+    result
 }
 
 /// What is behind the lock.
@@ -347,4 +352,33 @@ pub(crate) fn after(timeout_ms: u64) -> Instant {
 fn wall_clock_ns() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether more follow, of each part that `send_all` hands over, where one cannot be.
+    fn parts_tried(breaks_at: usize) -> Vec<bool> {
+        let mut tried = Vec::new();
+        let parts = (0..4).map(|_| Message::new()).collect();
+        let sent = send_all(parts, |_, more| {
+            tried.push(more);
+            if tried.len() - 1 == breaks_at {
+                Err(io::ErrorKind::WouldBlock.into())
+            } else {
+                Ok(())
+            }
+        });
+        assert_eq!(sent.is_err(), breaks_at < 4);
+        tried
+    }
+
+    #[test]
+    fn a_message_in_whose_midst_the_link_breaks_is_finished_all_the_same() {
+        assert_eq!(parts_tried(0), [true]); // a full queue takes nothing
+        for breaks_at in 1..=4 {
+            assert_eq!(parts_tried(breaks_at), [true, true, true, false]);
+        }
+    }
 }
