@@ -1,4 +1,4 @@
-"""Writes what bench.py and bench_fleet.py measured into docs/benchmarks.md (between the markers of each section) and its plots."""
+"""Writes what the benchmarks measured into docs/benchmarks.md (between the markers of each section) and its plots: `make bench-report`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("svg")
+matplotlib.rcParams["svg.hashsalt"] = "inferential"  # the same results make the same files
 import matplotlib.pyplot as plt
 import numpy as np
+
+from inferential.simulate_cli import table as table_of
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 FIGURES = DOCS / "benchmarks"
@@ -73,10 +76,6 @@ def ratios(results: dict[str, Row]) -> list[str]:
 def fleet_table(results: dict[str, dict[str, list[Row]]]) -> list[str]:
     """Share in time by number of robots; medians over the rounds."""
 
-    def median(rows: list[Row], key: str) -> float | None:
-        values = [row[key] for row in rows if key in row]
-        return float(np.median(values)) if values else None
-
     lines = [
         "| robots | | in time | goodput/s | p50 ms | p99 ms | unanswered | Jain's index | priority 0 in time | the others |",
         "|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|",
@@ -87,7 +86,7 @@ def fleet_table(results: dict[str, dict[str, list[Row]]]) -> list[str]:
             rows = by_count.get(str(count))
             if not rows:
                 continue
-            cells = []
+            cells: list[str] = []
             for key, form in [
                 ("in_time_share", "{:.2%}"),
                 ("goodput_per_second", "{:.0f}"),
@@ -98,8 +97,7 @@ def fleet_table(results: dict[str, dict[str, list[Row]]]) -> list[str]:
                 ("in_time_share_high", "{:.2%}"),
                 ("in_time_share_low", "{:.2%}"),
             ]:
-                value = median(rows, key)
-                cells.append("" if value is None else form.format(value))
+                cells.append(cell(form, median_of(rows, key)))
             lines.append(f"| {count} | {name} | " + " | ".join(cells) + " |")
     return lines
 
@@ -113,7 +111,7 @@ def plot_latency(results: dict[str, Row], case: str, to: Path) -> None:
     axes.set(xscale="log", xlabel="round trip, ms", ylabel="percentile", title=case)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
-    figure.savefig(to, bbox_inches="tight")
+    figure.savefig(to, bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
 
 
@@ -133,7 +131,7 @@ def plot_throughput(results: dict[str, Row], size: str, to: Path) -> None:
     axes.set(xscale="log", yscale="log", xlabel="requests in flight", ylabel="requests/s", title=f"{size} bytes")
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=7)
-    figure.savefig(to, bbox_inches="tight")
+    figure.savefig(to, bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
 
 
@@ -150,13 +148,194 @@ def plot_fleet(results: dict[str, dict[str, list[Row]]], to: Path) -> None:
     axes.set(xlabel="robots at 10 Hz", ylabel="answers in time per second", title="One simulated GPU, 50 ms budget")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
-    figure.savefig(to, bbox_inches="tight")
+    figure.savefig(to, bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
+
+
+def cell(form: str, value: float | None) -> str:
+    """A number, or nothing."""
+    return "" if value is None else form.format(value)
+
+
+def median_of(rows: list[Row], key: str) -> float | None:
+    """Over the rounds."""
+    values = [row[key] for row in rows if row.get(key) is not None]
+    return float(np.median(values)) if values else None
+
+
+def fleet_verdicts(results: dict[str, dict[str, list[Row]]]) -> list[str]:
+    """What the curves say in one line each: robots carried, and what is left of the peak at the highest load."""
+    lines = ["", "| | robots with >= 99 % in time | peak goodput/s | goodput at the highest load, of the peak | unanswered |", "|---|--:|--:|--:|--:|"]
+    for name, by_count in results.items():
+        curve = {int(count): median_of(rows, "goodput_per_second") for count, rows in by_count.items()}
+        points = {count: value for count, value in curve.items() if value is not None}
+        if len(points) < 2:
+            continue
+        held = [int(c) for c, rows in by_count.items() if (median_of(rows, "in_time_share") or 0) >= 0.99]
+        peak = max(points.values())
+        unanswered = sum(row.get("unanswered", 0) for rows in by_count.values() for row in rows)
+        lines.append(
+            f"| {name} | {max(held, default=0)} | {peak:.0f} | {points[max(points)] / peak if peak else 0:.1%} at {max(points)} robots "
+            f"| {unanswered} |"
+        )
+    return lines
+
+
+def cycle_table(rows_by_count: dict[str, list[Row]]) -> list[str]:
+    """Where the milliseconds between the ideal and the measured cycle go."""
+    lines = [
+        "",
+        "What a batch cycle costs beyond the ideal 10 ms + 0.5 ms per request, means over calls that followed another without a pause; the model's",
+        "own excess is that of `time.sleep`, the rest is what is not hidden behind the call before: its way to the server and back, threads, the loop.",
+        "",
+        "| robots | calls | staged | requests per call | ideal ms | in the model ms | cycle ms | model's excess ms | between calls ms |",
+        "|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for count, rows in sorted(rows_by_count.items(), key=lambda item: int(item[0])):
+        cycles = [row["cycle"] for row in rows if row.get("cycle")]
+        if not cycles:
+            continue
+        keys = ("calls_back_to_back", "staged_share", "batch_size", "ideal_cycle_ms", "model_ms", "cycle_ms")
+        calls, staged, size, ideal, model, cycle = (median_of(cycles, key) or 0.0 for key in keys)
+        lines.append(
+            f"| {count} | {calls:.0f} | {staged:.0%} | {size:.1f} | {ideal:.2f} | {model:.2f} | {cycle:.2f} | {model - ideal:.2f} "
+            f"| {cycle - model:.2f} |"
+        )
+    return lines
+
+
+def simulated_beside(live: dict[str, list[Row]]) -> list[str]:
+    """The simulator's curve for the same scenario."""
+    file = FIGURES / "simulated_gpu.json"
+    if not file.exists():
+        return []
+    found = json.loads(file.read_text())
+    simulated = {int(row["load"]): row for row in found["results"] if row["variant"] == "refusal"}
+    both = sorted({int(count) for count in live} & set(simulated))
+    shares = {count: median_of(live[str(count)], "in_time_share") for count in both}
+    goodput = {count: median_of(live[str(count)], "goodput_per_second") for count in both}
+    lines = [
+        "",
+        f"The simulator beside it (`{found['command']}`, `examples/scenarios/gpu.yaml`, the same settings):",
+        "",
+        "| robots | in time, live | simulated | difference, points | goodput/s, live | simulated |",
+        "|--:|--:|--:|--:|--:|--:|",
+    ]
+    for count in both:
+        share, row = shares[count], simulated[count]
+        difference = None if share is None else 100 * (row["in_time"] - share)
+        lines.append(
+            f"| {count} | {cell('{:.2%}', share)} | {row['in_time']:.2%} | {cell('{:+.1f}', difference)} "
+            f"| {cell('{:.0f}', goodput[count])} | {row['goodput']:.0f} |"
+        )
+    peaks = [max((v for v in goodput.values() if v is not None), default=0), max(simulated[c]["goodput"] for c in both)]
+    if peaks[0]:
+        lines += [
+            "",
+            f"Saturation (peak goodput at 10 Hz): {peaks[0] / 10:.0f} robots live, {peaks[1] / 10:.0f} simulated, "
+            f"{peaks[1] / peaks[0] - 1:+.1%}.",
+        ]
+    return lines
+
+
+def ablation(rows: list[Row]) -> list[str]:
+    """Share in time and goodput of each variant, load by load."""
+    loads = sorted({row["load"] for row in rows})
+    by_place = {(row["variant"], row["load"]): row for row in rows}
+    lines = [
+        "| | " + " | ".join(f"{load:g}x, in time | robots / cameras | goodput/s" for load in loads) + " |",
+        "|---|" + "--:|--:|--:|" * len(loads),
+    ]
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        cells = []
+        for load in loads:
+            row = by_place[variant, load]
+            fleets = " / ".join(f"{100 * fleet['in_time']:.0f}" for fleet in row["fleets"].values())
+            cells.append(f"{row['in_time']:.1%} | {fleets} | {row['goodput']:.0f}")
+        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def plot_ablation(rows: list[Row], title: str, to: Path) -> None:
+    """Goodput against load."""
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        mine = [row for row in rows if row["variant"] == variant]
+        dashed = "--" if variant.startswith("FIFO") else "-"
+        axes.plot([r["load"] for r in mine], [r["goodput"] for r in mine], dashed, marker="o", markersize=3, label=variant)
+    axes.set(xscale="log", xlabel="load", ylabel="answers in time per second", title=title)
+    axes.set_xticks([0.5, 1, 2, 4], ["0.5", "1", "2", "4"])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=6)
+    figure.savefig(to, bbox_inches="tight", metadata={"Date": None})
+    plt.close(figure)
+
+
+def render_simulated(section: str, found: Row) -> list[str]:
+    """A section without a machine: the simulator's."""
+    rows = found["results"]
+    lines = [f"`{found['command']}`", ""]
+    if section.startswith("simulated_ablation"):
+        plot_ablation(rows, "bursts" if section.endswith("bursts") else "jitter", FIGURES / f"{section}.svg")
+        return [*lines, *ablation(rows), "", f"![goodput against load](benchmarks/{section}.svg)"]
+    if section == "simulated_large":
+        facts, [row] = found["machine"], rows
+        return [
+            f"`{found['command']}`, {facts['date']}: {found['simulated_s']:g} s of {row['sent']:,} counted requests were simulated in "
+            f"{found['took_s'] / 60:.1f} minutes ({found['cpu_s']:.0f} s of one core; load average before: {facts['load_before'][0]}); "
+            f"{row['in_time']:.2%} in time, p99 {row['p99_ms']:.1f} ms."
+        ]
+    return [*lines, table_of(rows)]
+
+
+def closed_loop_table(results: dict[str, dict[str, Row]], seconds: str) -> list[str]:
+    """Robots that stayed upright."""
+    lines = [
+        f"| | robots | never fell ({seconds}) | falls | plans per robot and second | age of plans, periods, p50 / p99 | unanswered |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name, by_count in results.items():
+        for count, row in by_count.items():
+            if "error" in row:
+                lines.append(f"| {name} | {count} | failed | | | | |")
+                continue
+            ages = f"{row['plan_age_periods_p50']} / {row['plan_age_periods_p99']}"
+            lines.append(
+                f"| {name} | {count} | {row['upright']} | {row['falls']} | {row['plans_per_robot_and_second']:.1f} | {ages} "
+                f"| {row['unanswered']} |"
+            )
+    return lines
+
+
+def scheduling_table(results: dict[str, dict[str, float]]) -> list[str]:
+    """Microseconds per request."""
+    queued = list(next(iter(results.values())))
+    return [
+        "| strategy | " + " | ".join(f"{int(q):,} queued" for q in queued) + " |",
+        "|---|" + "--:|" * len(queued),
+        *(f"| {name} | " + " | ".join(f"{cost:.1f} us" for cost in costs.values()) + " |" for name, costs in results.items()),
+    ]
+
+
+def stages_table(results: dict[str, Row]) -> list[str]:
+    """Microseconds per request, stage by stage."""
+    names = list(results)
+    stages = list(dict.fromkeys(stage for row in results.values() for stage in row["stages_us"]))
+    lines = ["| stage, us per request | " + " | ".join(names) + " |", "|---|" + "--:|" * len(names)]
+    for stage in stages:
+        cells = [cell("{:.1f}", results[name]["stages_us"].get(stage)) for name in names]
+        lines.append(f"| {stage} | " + " | ".join(cells) + " |")
+    for key, label in [("total_us", "**the server's CPU in all**"), ("per_second", "requests/s")]:
+        lines.append(f"| {label} | " + " | ".join(cell("{:,.1f}", results[name].get(key)) for name in names) + " |")
+    return lines
 
 
 def render(section: str) -> str:
     """What stands between a section's markers."""
     data = json.loads((FIGURES / f"{section}.json").read_text())
+    if section.startswith("simulated_"):
+        return "\n".join(render_simulated(section, data))
     results, facts = data["results"], data["machine"]
     lines = [
         f"`{data['command']}`, {facts['date']}: {facts['cores']} cores of {facts['cpu']}, Python {facts['python']}, "
@@ -165,7 +344,16 @@ def render(section: str) -> str:
     ]
     if section == "fleet":
         plot_fleet(results, FIGURES / "fleet.svg")
-        return "\n".join([*lines, *fleet_table(results), "", "![goodput against robots](benchmarks/fleet.svg)"])
+        mine = results.get("inferential 2.0.0", {})
+        lines += [*fleet_table(results), "", "![goodput against robots](benchmarks/fleet.svg)", *fleet_verdicts(results)]
+        return "\n".join([*lines, *cycle_table(mine), *simulated_beside(mine)])
+    if section == "closed_loop":
+        seconds = re.search(r"--seconds (\S+?)'", data["command"])
+        return "\n".join([*lines, *closed_loop_table(results, f"{seconds[1]} s" if seconds else "")])
+    if section == "scheduling":
+        return "\n".join([*lines, *scheduling_table(results)])
+    if section == "stages":
+        return "\n".join([*lines, *stages_table(results)])
     lines += [*table(results), *ratios(results)]
     if section == "direct":
         for size in ("28", "150528"):

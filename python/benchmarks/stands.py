@@ -11,7 +11,10 @@ import asyncio
 import json
 import os
 import socket
+import sys
+import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -111,34 +114,48 @@ def cluster(replicas: int) -> None:
         time.sleep(3600)
 
 
-def simulated_gpu(batch: bool) -> None:
-    """An embedded Ray with one replica that costs 10 ms + 0.5 ms per item, one call at a time."""
-    import threading
+class Device:
+    """The simulated GPU: 10 ms + 0.5 ms per request, one call at a time."""
 
+    max_batch_size = 64
+
+    def __init__(self) -> None:
+        self._busy = threading.Lock()
+
+    def run(self, requests: int) -> None:
+        with self._busy:
+            time.sleep(0.010 + 0.0005 * requests)
+
+
+def deploy_on_gpu(models: dict[str, tuple[type, int]]) -> None:
+    """An embedded Ray with one replica of each model (name: class, max_ongoing_requests); runs until it is ended."""
     import ray
+    from ray import serve
+
+    ray.init(address="local", num_cpus=16, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
+    for name, (model, ongoing) in models.items():
+        options = {"num_cpus": 0.1}
+        wrapped = serve.deployment(num_replicas=1, max_ongoing_requests=ongoing, ray_actor_options=options)(model)
+        serve.run(wrapped.bind(), name=name, route_prefix=None)
+    ready(address=ray.get_runtime_context().gcs_address)
+    while True:
+        time.sleep(3600)
+
+
+def simulated_gpu() -> None:
+    """The simulated GPU as a servable, as a model of 1.4.0 and behind @serve.batch. They don't run at the same time."""
     from ray import serve
 
     from inferential.serving import servable
 
-    ray.init(address="local", num_cpus=16, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
-
-    class Gpu:
-        max_batch_size = 64
-
-        def __init__(self) -> None:
-            self._device = threading.Lock()
-
-        def _run(self, items: int) -> None:
-            with self._device:
-                time.sleep(0.010 + 0.0005 * items)
-
+    class Gpu(Device):
         def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
-            self._run(1)
+            self.run(1)
             return {"actions": obs["x"], "seq": obs["seq"]}
 
         def infer_batch(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
-            self._run(len(batch))
+            self.run(len(batch))
             return [{"actions": obs["x"], "seq": obs["seq"]} for obs in batch]
 
     class GpuBehindServeBatch(Gpu):
@@ -153,17 +170,39 @@ def simulated_gpu(batch: bool) -> None:
         async def infer(self, obs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
             return await asyncio.to_thread(Gpu.infer, self, obs)
 
-    for name, model, ongoing in [
-        ("gpu", servable(Gpu), 1),
-        ("gpu-one-by-one", GpuOneByOne, 5),
-        *([("gpu-serve-batch", GpuBehindServeBatch, 512)] if batch else []),
-    ]:
-        options = {"num_cpus": 0.1}
-        wrapped = serve.deployment(num_replicas=1, max_ongoing_requests=ongoing, ray_actor_options=options)(model)
-        serve.run(wrapped.bind(), name=name, route_prefix=None)
-    ready(address=ray.get_runtime_context().gcs_address)
-    while True:
-        time.sleep(3600)
+    deploy_on_gpu(
+        {"gpu": (servable(Gpu), 1), "gpu-one-by-one": (GpuOneByOne, 5), "gpu-serve-batch": (GpuBehindServeBatch, 512)}
+    )
+
+
+def balancing_gpu() -> None:
+    """The demo's regulator on the simulated GPU, as a servable and as a model of 1.4.0."""
+    demo = str(Path(__file__).parent.parent / "examples" / "fleet_demo")
+    sys.path.append(demo)
+    # Ray's workers inherit this process's environment; they import the regulator from there.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [demo, os.environ.get("PYTHONPATH")]))
+    from models import Regulator
+
+    from inferential.serving import servable
+
+    class Balance(Device, Regulator):
+        def __init__(self) -> None:
+            Device.__init__(self)
+            Regulator.__init__(self, "cart-pole")
+
+        def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+            self.run(1)
+            return Regulator.infer(self, obs)
+
+        def infer_batch(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            self.run(len(batch))
+            return [Regulator.infer(self, obs) for obs in batch]
+
+    class BalanceOneByOne(Balance):
+        async def infer(self, obs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+            return await asyncio.to_thread(Balance.infer, self, obs)
+
+    deploy_on_gpu({"balance": (servable(Balance), 1), "balance-one-by-one": (BalanceOneByOne, 5)})
 
 
 def ours(args: argparse.Namespace) -> None:
@@ -237,7 +276,9 @@ def main() -> None:
         case "cluster":
             cluster(args.replicas)
         case "gpu":
-            simulated_gpu(batch=True)
+            simulated_gpu()
+        case "balancing-gpu":
+            balancing_gpu()
         case "ours":
             os.environ.update(TUNED_DRIVER)
             ours(args)

@@ -27,9 +27,7 @@ def lqr_gain(a: Array, b: Array, q: Array, r: Array) -> Array:
     raise ValueError("the Riccati iteration does not settle: this robot can't be balanced with this force")
 
 
-@serve.deployment(num_replicas=2, max_ongoing_requests=8, ray_actor_options={"num_cpus": 0.2})
-@servable
-class Balancer:
+class Regulator:
     """A linear-quadratic regulator that plans ahead, so that a robot whose link stalls has something sensible to do.
 
     In: `state` (4,) and `force` (1,), what the motor does during the period under way. Out: `forces` (PLAN_STEPS,), one for
@@ -56,6 +54,12 @@ class Balancer:
     def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
         forces = self._plan @ np.concatenate([obs["state"], obs["force"]])
         return {"forces": np.clip(forces, -self._max_force, self._max_force)}
+
+
+@serve.deployment(num_replicas=2, max_ongoing_requests=8, ray_actor_options={"num_cpus": 0.2})
+@servable
+class Balancer(Regulator):
+    """The regulator, as the demo deploys it."""
 
 
 @serve.deployment(num_replicas=1, max_ongoing_requests=2, ray_actor_options={"num_cpus": 0.2})
