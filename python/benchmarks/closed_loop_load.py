@@ -1,8 +1,8 @@
-"""Cart-poles in real time, each a client, all in this process: the robots of the demo (examples/fleet_demo/physics.py) in a loop that does not
-wait for its answers.
+"""Cart-poles in real time, each a client, all in this process: the robots of the demo (examples/fleet_demo/physics.py) in a loop that does
+not wait for its answers.
 
-Every 20 ms a robot observes, and plays the newest plan it has: an answer that took three periods begins three forces further on. It is pushed
-now and then, as in the demo. A plan that runs out leaves the motor off. Prints one line of JSON: how many never fell.
+Every 20 ms a robot observes, and plays the newest plan it has: an answer that took three periods begins two forces further on. It is
+pushed now and then, as in the demo. A plan that runs out leaves the motor off. Prints one line of JSON: how many never fell.
 """
 
 from __future__ import annotations
@@ -154,7 +154,9 @@ def main() -> None:
     parser.add_argument("--robots", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--budget-ms", type=float, default=60.0)
-    parser.add_argument("--within-period", action="store_true", help="give an answer up that is not there within the period")
+    parser.add_argument(
+        "--within-period", action="store_true", help="give an answer up that is not there within the period"
+    )
     print(json.dumps(asyncio.run(run(parser.parse_args()))), flush=True)
 
 

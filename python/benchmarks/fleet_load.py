@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
 import time
@@ -108,7 +109,7 @@ class Cycles:
         calls = sorted((answered, dispatched, *key) for key, (dispatched, answered) in self._calls.items())
         rows = [
             (size, self._ideal_ms(size), model_ms, answered - before[0], dispatched < before[0])
-            for before, (answered, dispatched, model_ms, size) in zip(calls, calls[1:], strict=False)
+            for before, (answered, dispatched, model_ms, size) in itertools.pairwise(calls)
             if dispatched < before[0] + 1.0
         ]
         if not rows:
@@ -267,7 +268,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--warm-up", type=float, default=3.0, help="seconds before measuring begins")
     parser.add_argument("--high-share", type=float, default=0.0, help="share of the clients at priority 0")
-    parser.add_argument("--call-ms", type=float, default=10.0, help="what the model's call ideally takes, for the cycle's overhead")
+    parser.add_argument(
+        "--call-ms", type=float, default=10.0, help="what the model's call ideally takes, for the cycle's overhead"
+    )
     parser.add_argument("--item-ms", type=float, default=0.5, help="the same for each request of it")
     parser.add_argument("--latest-only", action="store_true")
     parser.add_argument("--seed", type=int, default=0)

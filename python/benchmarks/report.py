@@ -8,14 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("svg")
-matplotlib.rcParams["svg.hashsalt"] = "inferential"  # the same results make the same files
 import matplotlib.pyplot as plt
 import numpy as np
 
 from inferential.simulate_cli import table as table_of
+
+plt.switch_backend("svg")
+plt.rcParams["svg.hashsalt"] = "inferential"  # the same results make the same files
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 FIGURES = DOCS / "benchmarks"
@@ -165,7 +164,11 @@ def median_of(rows: list[Row], key: str) -> float | None:
 
 def fleet_verdicts(results: dict[str, dict[str, list[Row]]]) -> list[str]:
     """What the curves say in one line each: robots carried, and what is left of the peak at the highest load."""
-    lines = ["", "| | robots with >= 99 % in time | peak goodput/s | goodput at the highest load, of the peak | unanswered |", "|---|--:|--:|--:|--:|"]
+    lines = [
+        "",
+        "| | robots with >= 99 % in time | peak goodput/s | goodput at the highest load, of the peak | unanswered |",
+        "|---|--:|--:|--:|--:|",
+    ]
     for name, by_count in results.items():
         curve = {int(count): median_of(rows, "goodput_per_second") for count, rows in by_count.items()}
         points = {count: value for count, value in curve.items() if value is not None}
@@ -185,8 +188,9 @@ def cycle_table(rows_by_count: dict[str, list[Row]]) -> list[str]:
     """Where the milliseconds between the ideal and the measured cycle go."""
     lines = [
         "",
-        "What a batch cycle costs beyond the ideal 10 ms + 0.5 ms per request, means over calls that followed another without a pause; the model's",
-        "own excess is that of `time.sleep`, the rest is what is not hidden behind the call before: its way to the server and back, threads, the loop.",
+        "What a batch cycle costs beyond the ideal 10 ms + 0.5 ms per request: means over calls that followed another without a",
+        "pause. The model's own excess is that of `time.sleep`; between calls is what is not hidden behind the call before: ways to",
+        "the replica and back, threads, the server's loop.",
         "",
         "| robots | calls | staged | requests per call | ideal ms | in the model ms | cycle ms | model's excess ms | between calls ms |",
         "|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
@@ -262,7 +266,9 @@ def plot_ablation(rows: list[Row], title: str, to: Path) -> None:
     for variant in dict.fromkeys(row["variant"] for row in rows):
         mine = [row for row in rows if row["variant"] == variant]
         dashed = "--" if variant.startswith("FIFO") else "-"
-        axes.plot([r["load"] for r in mine], [r["goodput"] for r in mine], dashed, marker="o", markersize=3, label=variant)
+        axes.plot(
+            [r["load"] for r in mine], [r["goodput"] for r in mine], dashed, marker="o", markersize=3, label=variant
+        )
     axes.set(xscale="log", xlabel="load", ylabel="answers in time per second", title=title)
     axes.set_xticks([0.5, 1, 2, 4], ["0.5", "1", "2", "4"])
     axes.minorticks_off()
@@ -314,7 +320,10 @@ def scheduling_table(results: dict[str, dict[str, float]]) -> list[str]:
     return [
         "| strategy | " + " | ".join(f"{int(q):,} queued" for q in queued) + " |",
         "|---|" + "--:|" * len(queued),
-        *(f"| {name} | " + " | ".join(f"{cost:.1f} us" for cost in costs.values()) + " |" for name, costs in results.items()),
+        *(
+            f"| {name} | " + " | ".join(f"{cost:.1f} us" for cost in costs.values()) + " |"
+            for name, costs in results.items()
+        ),
     ]
 
 
@@ -345,7 +354,12 @@ def render(section: str) -> str:
     if section == "fleet":
         plot_fleet(results, FIGURES / "fleet.svg")
         mine = results.get("inferential 2.0.0", {})
-        lines += [*fleet_table(results), "", "![goodput against robots](benchmarks/fleet.svg)", *fleet_verdicts(results)]
+        lines += [
+            *fleet_table(results),
+            "",
+            "![goodput against robots](benchmarks/fleet.svg)",
+            *fleet_verdicts(results),
+        ]
         return "\n".join([*lines, *cycle_table(mine), *simulated_beside(mine)])
     if section == "closed_loop":
         seconds = re.search(r"--seconds (\S+?)'", data["command"])
