@@ -20,6 +20,8 @@ from inferential.types import Reason, Status
 _CONFIDENT_CALLS = 8  # so many calls of a model must have been seen before one is staged on a prediction
 _STAGE_AHEAD_S = 0.0005
 _RELAX_AFTER_S = 0.25
+_MOST_SPARE_FOR_LEVELS = 0.35
+_MOST_SPARE = 0.25  # of the budget: where times vary so much, larger batches bring more in time than safer ones
 
 
 class _Opening(NamedTuple):
@@ -36,8 +38,8 @@ class _Plan(NamedTuple):
     """The times of a call that could be made: it is over at `start + fixed + item x requests`, margins included."""
 
     start: float
-    runs: float
-    """Without margins: fixed time of the call."""
+    call: float
+    """Fixed time of a call that follows another one."""
     fixed: float
     item: float
 
@@ -226,7 +228,7 @@ class Dispatcher:
             self._room.remove(model, retry, served=True)
         else:
             assert order is not None, "an opening has an order or a retry"
-            plan = _Plan(start, runs, runs + service.margin_s + self._deadline_margin_s, item)
+            plan = _Plan(start, service.call_s * speed, runs + service.margin_s + self._deadline_margin_s, item)
             limit = model.batch_size_of(replica)
             if model.most > 1:
                 limit = self._limit(model, order, plan, limit, contended)
@@ -261,7 +263,10 @@ class Dispatcher:
         levels = first is not None and order.rivals(first) < len(model.queue)
         spare = service.tail_s if levels else service.margin_s
         spare += self._deadline_margin_s + service.overhead_s + _STAGE_AHEAD_S
-        return batch_limit(plan.runs, plan.item, model.tight_budget.value - spare, most)
+        budget = model.tight_budget.value
+        spare = min(spare, (_MOST_SPARE_FOR_LEVELS if levels else _MOST_SPARE) * budget)
+        # One batch follows the other, so what it takes to reach an idle replica does not count twice.
+        return batch_limit(plan.call, plan.item, budget - spare, most)
 
     def _gather(self, model: ModelState, order: Order, plan: _Plan, limit: int, now: float) -> list[Request]:
         """Takes the requests of the next call out of the queue.
