@@ -191,8 +191,9 @@ class ReplicaLinks:
             self._wake()
             return
         known: dict[str, tuple[Endpoint, float]] = {}  # and when its beat was last seen to grow
-        failing = False
-        while not self._closed.wait(DISCOVERY_INTERVAL_S if known or failing else 0.05):
+        failing = looked = False
+        while not self._closed.wait(DISCOVERY_INTERVAL_S if looked else 0.0):
+            looked = True
             try:
                 names = {key.removeprefix(link.SERVERS) for key in cluster.keys(link.SERVERS)}
                 now = time.monotonic()

@@ -20,4 +20,4 @@ def ray_session() -> Iterator[None]:
 
     assert cluster.join_or_start(RayConfig(address="local", num_cpus=16))
     yield
-    cluster.leave(stop_serve=True)
+    cluster.leave()

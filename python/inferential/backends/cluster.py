@@ -54,7 +54,7 @@ def join_or_start(config: RayConfig) -> bool:
         raise MissingDependencyError(f"Ray Serve models need Ray: pip install 'inferential[server]' ({e})") from None
     started = False
     if not ray.is_initialized():
-        options: dict[str, Any] = {"namespace": config.namespace, "log_to_driver": False, "logging_level": "warning"}
+        options: dict[str, Any] = {"namespace": config.namespace, "log_to_driver": False, "logging_level": "error"}
         address = config.address or os.environ.get("RAY_ADDRESS") or _cluster_on_this_machine() or "local"
         if address == "local":
             _start({"include_dashboard": False, "num_cpus": config.num_cpus, **options})
@@ -66,6 +66,7 @@ def join_or_start(config: RayConfig) -> bool:
                 raise ConfigError(
                     f"ray.address: cannot use {address!r} ({e}); give the address of a running cluster, or 'local'"
                 ) from e
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # what it does step by step is no news of a server
     # Handles need no HTTP proxy; where Serve already runs this changes nothing.
     serve.start(proxy_location="Disabled")
     return started
@@ -85,17 +86,10 @@ def _start(options: dict[str, Any]) -> None:
             logger.warning("Ray did not start (%s); trying again", e)
 
 
-def leave(*, stop_serve: bool) -> None:
-    """Disconnects from Ray; an embedded one stops, and with it its Serve."""
+def leave() -> None:
+    """Disconnects from Ray. One that was started embedded ends at once, with all that runs in it."""
     import ray
 
-    if stop_serve:
-        from ray import serve
-
-        try:
-            serve.shutdown()
-        except Exception as e:  # whatever state it is in, it dies with Ray
-            logger.debug("serve.shutdown: %s", e)
     ray.shutdown()
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
+import contextlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -49,8 +50,6 @@ class RayServeBackend:
         self._started = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._direct: DirectPath | None = None
-        # Ray's calls block, and may block for long when its control plane is in trouble: they get threads of their own.
-        self._threads = concurrent.futures.ThreadPoolExecutor(3, thread_name_prefix="inferential-ray")
 
     async def start(self, events: BackendEvents) -> None:
         """See Backend. Waits until Ray itself is there.
@@ -95,7 +94,6 @@ class RayServeBackend:
             return
         await self._handles.stop()
         await self._leave(timeout_s)
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _leave(self, timeout_s: float) -> None:
         try:
@@ -105,7 +103,7 @@ class RayServeBackend:
                     forgotten = self._in_thread(cluster.delete, link.SERVERS + self._direct.server)
                     await asyncio.wait_for(forgotten, min(timeout_s, 1.0))
             if self._owns_ray:
-                await asyncio.wait_for(self._in_thread(lambda: cluster.leave(stop_serve=True)), timeout_s)
+                await asyncio.wait_for(self._in_thread(cluster.leave), timeout_s)
         except asyncio.TimeoutError:
             logger.warning("Ray did not answer within %.1f s while stopping", timeout_s)
         except Exception as e:
@@ -117,7 +115,29 @@ class RayServeBackend:
         task.add_done_callback(self._tasks.discard)
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+        """Runs what blocks in a thread; one that blocks for good, with Ray's control plane gone, keeps no process from its end."""
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[T] = loop.create_future()
+
+        def end(result: T | None, error: BaseException | None) -> None:
+            if ended.cancelled():
+                return
+            if error is not None:
+                ended.set_exception(error)
+            else:
+                ended.set_result(result)  # type: ignore[arg-type]
+
+        def run() -> None:
+            result, error = None, None
+            try:
+                result = function(*arguments)
+            except BaseException as e:
+                error = e
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(end, result, error)
+
+        threading.Thread(target=run, name=f"inferential-{function.__name__}", daemon=True).start()
+        return await ended
 
     # --- where replicas find this server ---
 
