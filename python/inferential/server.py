@@ -498,14 +498,15 @@ class Server:
         engine, transport = self._engine, self._transport
         try:
             while True:
+                # Calls before answers: a batch's thirty replies would keep the next one from a replica that is idle.
+                calls = engine.take_calls()
+                for call in calls:
+                    self._backends[call.model].dispatch(call)
                 outcomes = engine.take_outcomes()
                 if outcomes:
                     wall_ns, now = time.time_ns(), time.monotonic()
                     for outcome in outcomes:
                         self._answer(outcome, wall_ns, now)
-                calls = engine.take_calls()
-                for call in calls:
-                    self._backends[call.model].dispatch(call)
                 # Calls that ended at once, and connections found gone, leave the engine with more to say.
                 if not calls and not engine.unsettled:
                     break
