@@ -88,7 +88,7 @@ bench-simulate: setup-python ## The simulated sections; 2 minutes (ARGS=large: 1
 	@$(PY) python/benchmarks/report.py
 bench-scheduling: setup-python ## What a decision costs; 2 minutes
 	@$(PY) python/benchmarks/scheduling_cost.py $(ARGS)
-bench-stages: setup-python ## What each stage of the server costs; half a minute
+bench-stages: setup-python ## What each stage of the server costs; a minute
 	@$(PY) python/benchmarks/stage_profile.py $(ARGS)
 bench-report: setup-python ## Writes the results into docs/benchmarks.md
 	@$(PY) python/benchmarks/report.py

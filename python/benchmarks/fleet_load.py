@@ -24,7 +24,8 @@ from inferential._proto.inferential.v1 import inferential_pb2 as pb
 class Ledger:
     """What became of each request. Only what was due after the warm-up counts."""
 
-    def __init__(self, clients: int, budget_s: float, counts_from: float) -> None:
+    def __init__(self, clients: int, high_clients: int, budget_s: float, counts_from: float) -> None:
+        self._high_clients = high_clients
         self.asked = [0] * clients
         self.in_time = [0] * clients
         self.asked_high = self.in_time_high = 0
@@ -68,7 +69,8 @@ class Ledger:
 
     def report(self, seconds: float) -> dict[str, Any]:
         asked, in_time = sum(self.asked), sum(self.in_time)
-        shares = np.array([i / a for i, a in zip(self.in_time, self.asked, strict=True) if a])
+        equal = slice(self._high_clients if self._high_clients < len(self.asked) else 0, None)  # of one level
+        shares = np.array([i / a for i, a in zip(self.in_time[equal], self.asked[equal], strict=True) if a])
         squares = float((shares**2).sum())
         unanswered = sum(due >= self._counts_from for due, _ in self._due.values())
         found = {
@@ -184,7 +186,7 @@ def over_zmq(args: argparse.Namespace) -> dict[str, Any]:
             raise TimeoutError(f"client {client} got no first answer")
         dealers[client].recv_multipart()
     schedule = Schedule(args)
-    ledger = Ledger(args.clients, args.budget_ms / 1e3, schedule.counts_from)
+    ledger = Ledger(args.clients, high_clients, args.budget_ms / 1e3, schedule.counts_from)
     cycles = Cycles(args.call_ms, args.item_ms)
     client, seq, due = schedule.next()
     linger_until = schedule.ends + 3.0
@@ -230,7 +232,7 @@ async def over_handle(args: argparse.Namespace) -> dict[str, Any]:
     x = np.arange(7, dtype=np.float32)
     await call.remote({"x": x, "seq": np.array([0])})
     schedule = Schedule(args)
-    ledger = Ledger(args.clients, args.budget_ms / 1e3, schedule.counts_from)
+    ledger = Ledger(args.clients, 0, args.budget_ms / 1e3, schedule.counts_from)
     tasks: set[asyncio.Task[None]] = set()
 
     async def ask(client: int, seq: int) -> None:

@@ -2,7 +2,7 @@
 
 The server runs in this process with timers around its stages (each without the stages it calls), real clients in another one, over TCP on
 loopback; the models echo 28 bytes, inline and on Ray Serve over the direct path. The rest is asyncio, ZMQ's own thread, the model's, and
-the timers. Writes DIR/stages.json. Half a minute.
+the timers. Writes DIR/stages.json. A minute.
 """
 
 from __future__ import annotations
