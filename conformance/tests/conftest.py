@@ -91,6 +91,8 @@ CONFIG: dict[str, Any] = {
         # A case that lets a request miss its deadline must not change the order of the next case.
         "contention_hold_ms": 1.0,
     },
+    # What is staged at a replica can no longer be superseded or overtaken; the cases say exactly what waits.
+    "dispatch": {"staging": False},
     "models": {
         "known": {
             "inspector": {"max_inflight": 8},
