@@ -58,8 +58,9 @@ class Member:
         """One period after the other. Time does not wait: periods that this process slept through are lived through on the plan."""
         await asyncio.sleep(begins - time.monotonic())
         robot, rate = self._robot, AsyncRate(1000.0 / STEP_MS)
-        plan, plan_begins, period, force = np.zeros(PLAN_STEPS), 0, 0, 0.0
+        plan, plan_begins, period, force = np.zeros(PLAN_STEPS), -PLAN_STEPS, 0, 0.0  # none yet
         asked_in: dict[int, int] = {}
+        upright_since = 0
         pushed_at = time.monotonic()
 
         def planned() -> float:
@@ -90,13 +91,14 @@ class Member:
                 asked_in = {request: at for request, at in asked_in.items() if at > asked}
                 self.answered += 1
                 self.ages[period - asked] += 1
-                plan, plan_begins = reply["forces"], asked + 1
-                force = planned()
+                if asked >= upright_since:
+                    plan, plan_begins = reply["forces"], asked + 1
+                    force = planned()
             now = time.monotonic()
             if fell:
                 self.falls += 1
                 robot.reset(seed=self._random.randrange(2**31))
-                plan, force = np.zeros(PLAN_STEPS), 0.0
+                upright_since, plan_begins, force = period, period - PLAN_STEPS, 0.0
             elif now - pushed_at > PUSH_EVERY_S:
                 pushed_at = now
                 push = np.array([0.0, self._random.uniform(-1, 1), 0.0, self._random.uniform(-1, 1)]) * PUSH_SPEED
