@@ -31,7 +31,9 @@ class Member:
     """One robot and its client."""
 
     def __init__(self, index: int, args: argparse.Namespace) -> None:
-        self.asked = self.answered = self.falls = self.late_periods = 0
+        self.asked = self.answered = self.late_periods = 0
+        self.falls: list[float] = []
+        """When, in seconds."""
         self.ages: Counter[int] = Counter()
         """Of the answers, in periods."""
         self._random = random.Random(index)
@@ -96,7 +98,7 @@ class Member:
                     force = planned()
             now = time.monotonic()
             if fell:
-                self.falls += 1
+                self.falls.append(now - begins)
                 robot.reset(seed=self._random.randrange(2**31))
                 upright_since, plan_begins, force = period, period - PLAN_STEPS, 0.0
             elif now - pushed_at > PUSH_EVERY_S:
@@ -137,8 +139,9 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
     asked, answered = sum(m.asked for m in members), sum(m.answered for m in members)
     ages = sorted(sum((m.ages for m in members), Counter()).elements())
     return {
-        "upright": sum(m.falls == 0 for m in members),
-        "falls": sum(m.falls for m in members),
+        "upright": sum(not m.falls for m in members),
+        "falls": sum(len(m.falls) for m in members),
+        "fell_at_s": [round(at, 1) for at in sorted(at for m in members for at in m.falls)][:40],
         "asked": asked,
         "plans_per_robot_and_second": answered / args.robots / args.seconds,
         "plan_age_periods_p50": ages[len(ages) // 2] if ages else None,
