@@ -162,7 +162,7 @@ class ReplicaLinks:
 
     async def drain(self, timeout_s: float) -> None:
         """Tells all servers, finishes what is in hand, and leaves."""
-        self._command(self._begin_drain)
+        self._command(lambda: self._begin_drain(timeout_s))
         try:
             await asyncio.wait_for(asyncio.wrap_future(self._left), timeout_s)
         except asyncio.TimeoutError:
@@ -524,10 +524,10 @@ class ReplicaLinks:
 
     # --- leaving ---
 
-    def _begin_drain(self) -> None:
+    def _begin_drain(self, timeout_s: float) -> None:
         self._draining = True
         for server in self._servers.values():
-            self._say(server, pb.ToServer(drain=pb.Drain()))
+            self._say(server, pb.ToServer(drain=pb.Drain(grace_ms=int(timeout_s * 1e3))))
 
     def _try_to_leave(self) -> None:
         attached = [s for s in self._servers.values() if s.attached]

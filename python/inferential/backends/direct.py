@@ -28,12 +28,14 @@ logger = logging.getLogger("inferential.direct")
 BURST = 256  # messages taken before the loop may do something else
 LOAD_INTERVAL_S = 0.25
 """How often replicas are told what waits for them."""
+LAST_REPLICA_S = 1.5
+"""How long the last replica of a model is kept when it wants to leave, for another to attach."""
 
 
 class _Peer:
     """A connected replica."""
 
-    __slots__ = ("attached", "calls", "draining", "fd", "hello", "load", "nonce", "routing_id")
+    __slots__ = ("attached", "calls", "draining", "fd", "hello", "leaving", "load", "nonce", "routing_id")
 
     def __init__(self, routing_id: bytes, fd: int, hello: Any) -> None:
         self.routing_id = routing_id
@@ -41,7 +43,10 @@ class _Peer:
         self.hello = hello
         self.nonce = link.nonce()
         self.attached = False
+        self.leaving = False
+        """It asked to get no more calls."""
         self.draining = False
+        """It gets no more calls."""
         self.load = (0, 1)
         """What it was told last: requests that wait, replicas."""
         self.calls: set[int] = set()
@@ -261,13 +266,26 @@ class DirectPath:
             if not peer.draining:
                 self._announce(peer)
         elif kind == "drain":
-            if not peer.draining:
-                peer.draining = True
-                self._events.replica_down(peer.hello.model, peer.hello.replica, "it drains", drained=True)
-            self._say(peer, pb.ToReplica(drained=pb.Drained()))
+            self._drain(peer, message.drain.grace_ms / 1e3)
         elif kind == "goodbye":
             self._say(peer, pb.ToReplica(farewell=pb.Farewell()))
             self._gone(peer, "it left")
+
+    def _drain(self, peer: _Peer, grace_s: float) -> None:
+        peer.leaving = True
+        if any(not p.leaving and p.hello.model == peer.hello.model for p in self._replicas.values()):
+            self._let_go(peer)
+        else:
+            # Serve ends the last old replica when a new one runs, which may be a moment before that one has attached.
+            self._loop.call_later(min(LAST_REPLICA_S, grace_s / 2), self._let_go, peer)
+
+    def _let_go(self, peer: _Peer) -> None:
+        """The replica gets no more calls."""
+        if peer.draining or self._replicas.get(peer.hello.replica) is not peer:
+            return
+        peer.draining = True
+        self._events.replica_down(peer.hello.model, peer.hello.replica, "it drains", drained=True)
+        self._say(peer, pb.ToReplica(drained=pb.Drained()))
 
     def _result(self, peer: _Peer, result: Any, frames: list[Any]) -> None:
         if result.id not in peer.calls:
@@ -329,6 +347,9 @@ class DirectPath:
         self._say(peer, pb.ToReplica(welcome=pb.Welcome()))
         logger.info("replica %s of model %s attached", hello.replica, hello.model)
         self._announce(peer)
+        for other in list(self._replicas.values()):
+            if other.leaving and other.hello.model == hello.model:
+                self._let_go(other)
 
     def _announce(self, peer: _Peer) -> None:
         h = peer.hello

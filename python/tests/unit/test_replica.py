@@ -6,13 +6,13 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 
-from inferential.backends import cluster, link
+from inferential.backends import cluster, direct, link
 from inferential.backends.direct import DirectPath
 from inferential.config.schema import InferentialConfig
 from inferential.model_call import ModelCall
@@ -200,5 +200,22 @@ def test_lost_link_is_made_anew(store: Store) -> None:
             (again,) = await driver.replica("m")
             assert len(driver.outcomes[under_way.id]) == 1
             assert "thread" in decode(await ask(driver, again, s=0.0))
+
+    asyncio.run(main())
+
+
+def test_the_last_replica_stays_until_another_attaches(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct, "LAST_REPLICA_S", 60.0)
+
+    async def main() -> None:
+        async with server(store) as driver, AsyncExitStack() as stack:
+            old = await stack.enter_async_context(replica(Where(), "old"))
+            (first,) = await driver.replica("m")
+            leaving = asyncio.create_task(old.drain(120.0))
+            await driver.until(lambda: [p for p in driver.backend._replicas.values() if p.leaving])  # type: ignore[attr-defined]
+            assert "thread" in decode(await ask(driver, first, s=0.0))  # still there
+            await stack.enter_async_context(replica(Where(), "new"))
+            await driver.until(lambda: [r.id for r in driver.of("m")] == ["new"])
+            await leaving
 
     asyncio.run(main())

@@ -154,8 +154,10 @@ class Load(_message.Message):
     def __init__(self, waiting: _Optional[int] = ..., replicas: _Optional[int] = ...) -> None: ...
 
 class Drain(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("grace_ms",)
+    GRACE_MS_FIELD_NUMBER: _ClassVar[int]
+    grace_ms: int
+    def __init__(self, grace_ms: _Optional[int] = ...) -> None: ...
 
 class Drained(_message.Message):
     __slots__ = ()
