@@ -17,7 +17,7 @@ from inferential.config.schema import InferentialConfig
 from inferential.scheduling.request import Call, CallError, CallResult, ItemError, Replica, Request
 from inferential.types import Body, Observation
 
-WAIT_S = 40.0
+WAIT_S = 90.0
 
 
 def decode(body: Body) -> dict[str, Any]:
