@@ -7,17 +7,21 @@ standard input, and leaves on SIGTERM.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
-import select
+import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 START_S = 60.0
+SAYS = "@ "
+"""Before each line that is meant for the suite."""
 
 
 class Server:
@@ -56,6 +60,8 @@ class Server:
             )
         self.address = ""
         self.port = 0
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
 
     def wait(self) -> Server:
         """Until it serves."""
@@ -97,11 +103,21 @@ class Server:
                 pipe.close()
         return self._process.returncode
 
-    def _line(self, timeout_s: float) -> str:
+    def _read(self) -> None:
         assert self._process.stdout is not None
-        ready, _, _ = select.select([self._process.stdout], [], [], timeout_s)
-        assert ready, f"the server said nothing for {timeout_s:g} s; its log {self._log_path} ends:\n{self._log()}"
-        return self._process.stdout.readline().strip()
+        with contextlib.suppress(ValueError):  # closed by stop()
+            for line in self._process.stdout:
+                # Libraries of the server print too (Ray forwards what its workers say).
+                if line.startswith(SAYS):
+                    self._lines.put(line.removeprefix(SAYS).strip())
+
+    def _line(self, timeout_s: float) -> str:
+        try:
+            return self._lines.get(timeout=timeout_s)
+        except queue.Empty:
+            raise AssertionError(
+                f"the server said nothing for {timeout_s:g} s; its log {self._log_path} ends:\n{self._log()}"
+            ) from None
 
     def _log(self) -> str:
         return self._log_path.read_text(errors="replace")[-3000:]
@@ -140,7 +156,7 @@ async def main() -> None:
     while not server.endpoint and not running.done():
         await asyncio.sleep(0.005)
     if server.endpoint:
-        print(f"serving {server.endpoint}", flush=True)
+        print(f"{SAYS}serving {server.endpoint}", flush=True)
     loop = asyncio.get_running_loop()
 
     def answer() -> None:
@@ -150,9 +166,9 @@ async def main() -> None:
             return
         kind, _, name = line.strip().partition(" ")
         if kind == "health":
-            print(json.dumps(server.health(), default=str), flush=True)
+            print(SAYS + json.dumps(server.health(), default=str), flush=True)
             return
-        print(json.dumps(server.metrics.get_stats(name).count), flush=True)
+        print(SAYS + json.dumps(server.metrics.get_stats(name).count), flush=True)
 
     loop.add_reader(sys.stdin, answer)
     await running
