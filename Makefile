@@ -72,7 +72,7 @@ test-rust: setup-rust ## Its tests, doc-tests, clippy and formatting
 ##@ Conformance
 .PHONY: conformance
 conformance: setup-python setup-cpp setup-rust setup-peer ## Every client, in every language, against one behaviour (ARGS="-k name")
-	@scripts/apt-install.sh iproute2
+	@scripts/apt-install.sh iproute2 python3-dev
 	@modules=$$(conformance/build.sh) && cd conformance && PYTHONPATH=$$modules $(PY) -m pytest $(ARGS)
 
 ##@ Outside test-all, for their length

@@ -5,15 +5,17 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${INFERENTIAL_CACHE:-$HOME/.cache/inferential}
 python=${PYTHON:-$cache/venv/bin/python}
-modules=$cache/conformance-modules
+# Of this checkout alone: CMake's folders belong to one source folder, and another checkout's modules are not these.
+own=$cache/checkouts/$(cksum <<<"$here" | cut -d ' ' -f 1)/conformance
+modules=$own/modules
 jobs=${JOBS:-2}
 mkdir -p "$modules"
 
-cmake -S "$here/bindings/cpp" -B "$cache/conformance-cpp" -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" \
+cmake -S "$here/bindings/cpp" -B "$own/cpp" -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" \
   -DPython_EXECUTABLE="$python" -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$modules" -DCMAKE_RUNTIME_OUTPUT_DIRECTORY="$modules" >&2
-cmake --build "$cache/conformance-cpp" --target inferential_cpp verbatim_cpp --parallel "$jobs" >&2
+cmake --build "$own/cpp" --target inferential_cpp verbatim_cpp --parallel "$jobs" >&2
 
-wheels=$cache/conformance-wheels
+wheels=$own/wheels
 export CARGO_TARGET_DIR=$cache/cargo-target CARGO_BUILD_JOBS=$jobs
 # Not --release: the dependencies are then those that `cargo test` has built, and arithmetic is checked for overflow.
 (cd "$here/bindings/rust" && "$python" -m maturin build --interpreter "$python" --out "$wheels") >&2

@@ -27,8 +27,8 @@ KINDS = {
     "rust-sync": "adapters.native:RustSync",
     "rust-async": "adapters.native:RustAsync",
 }
-# Where build.sh puts the binding modules.
-MODULES = Path(os.environ.get("INFERENTIAL_CACHE", Path.home() / ".cache" / "inferential")) / "conformance-modules"
+# Where build.sh puts the binding modules; it prints the folder, and `make conformance` puts it there.
+MODULES = Path(os.environ.get("PYTHONPATH", "").partition(os.pathsep)[0])
 START_S = 60.0
 MARGIN_S = 30.0  # beyond what a call itself may take; the machine may be busy
 

@@ -4,9 +4,11 @@ set -euo pipefail
 
 name=$1
 shift
-build=${INFERENTIAL_CACHE:-$HOME/.cache/inferential}/cmake/$name
+source=$(cd "$(dirname "$0")/.." && pwd)
+# CMake's folders belong to one source folder, so each checkout has its own.
+build=${INFERENTIAL_CACHE:-$HOME/.cache/inferential}/checkouts/$(cksum <<<"$source" | cut -d ' ' -f 1)/$name
 {
-  cmake -S "$(dirname "$0")/.." -B "$build" "$@"
+  cmake -S "$source" -B "$build" "$@"
   cmake --build "$build" -j "${JOBS:-2}"
 } >&2
 echo "$build"
