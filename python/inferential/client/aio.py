@@ -319,15 +319,14 @@ class AsyncModel(BaseModel):
         self, take: Callable[[Inbox, float], Verdict], timeout_ms: float | None, *, abandon: bool
     ) -> Reply | None:
         connection, inbox = self._connection, self._inbox
-        now = time.monotonic()
-        deadline = deadline_after(timeout_ms, now)
+        deadline = deadline_after(timeout_ms, time.monotonic())
         if inbox.model_id in connection._waiting_models:
             raise ConcurrentWaitError(
                 f"another task already waits for replies of model {inbox.model_id!r}; only one may at a time"
             )
         connection._attach()
         connection._read_and_wake()
-        verdict = take(inbox, now)
+        verdict = take(inbox, time.monotonic())  # read after the socket: a reply is never handed out before it came
         if verdict is not WAIT:
             return verdict
         if timeout_ms == 0:

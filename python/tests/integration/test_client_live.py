@@ -256,6 +256,19 @@ def test_a_timeout_of_zero_only_looks_and_next_reply_abandons_nothing(run: Run, 
     run(scenario)
 
 
+def test_a_reply_is_never_younger_than_its_round_trip(run: Run, server: RawServer) -> None:
+    async def scenario(connect: Connect) -> None:
+        model = connect(server.address).model("policy")
+        await model.observe(x=STATE)
+        reply, until_s = None, time.monotonic() + WAIT_S
+        while reply is None and time.monotonic() < until_s:  # read and handed out by one call
+            reply = await model.get_result(timeout_ms=0)
+        assert reply is not None
+        assert 0 < reply.round_trip_ms <= reply.age_ms
+
+    run(scenario)
+
+
 def test_refusals_end_a_wait_at_once_and_tell_why(run: Run, server: RawServer) -> None:
     server.answer = lambda s, r: s.reply(r, status=Status.MODEL_ERROR, error="it raised")
 
