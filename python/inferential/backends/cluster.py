@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -222,11 +224,11 @@ class Signature:
     takes_context: bool
 
 
-def signature(app: Application) -> Signature | None:
+def signature(app: Application, leaving: threading.Event) -> Signature | None:
     """Looks at a deployment's class, in a Ray task, so that what it imports stays out of this process.
 
     Returns:
-        None where the class could not be loaded.
+        None where the class could not be loaded, or once `leaving` is set.
     """
     import ray
     from ray.serve.context import _get_global_client
@@ -239,7 +241,13 @@ def signature(app: Application) -> Signature | None:
         task = ray.remote(num_cpus=0, max_retries=0)(_signature).options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True)
         )
-        found = ray.get(task.remote(route), timeout=60.0)
+        looking, until_s = task.remote(route), time.monotonic() + 60.0
+        while not ray.wait([looking], timeout=0.2)[0]:
+            if leaving.is_set():
+                return None
+            if time.monotonic() > until_s:
+                raise TimeoutError("loading it took over 60 s")
+        found = ray.get(looking)
     except Exception as e:
         logger.warning("cannot look at the class of model %r (%s): calling infer(obs)", app.name, e)
         return None

@@ -49,6 +49,8 @@ class RayServeBackend:
         self._owns_ray = False
         self._started = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._calls: set[asyncio.Future[Any]] = set()
+        self._leaving = threading.Event()
         self._direct: DirectPath | None = None
 
     async def start(self, events: BackendEvents) -> None:
@@ -90,18 +92,21 @@ class RayServeBackend:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if not self._started:
-            return
-        await self._handles.stop()
+        self._leaving.set()
+        if self._started:
+            await self._handles.stop()
+        if self._direct is not None:
+            self._direct.close()
         await self._leave(timeout_s)
 
     async def _leave(self, timeout_s: float) -> None:
         try:
-            if self._direct is not None:
-                self._direct.close()
-                if not self._owns_ray:
-                    forgotten = self._in_thread(cluster.delete, link.SERVERS + self._direct.server)
-                    await asyncio.wait_for(forgotten, min(timeout_s, 1.0))
+            if self._direct is not None and not self._owns_ray:
+                forgotten = self._in_thread(cluster.delete, link.SERVERS + self._direct.server)
+                await asyncio.wait_for(forgotten, min(timeout_s, 1.0))
+            # Ray's shutdown, here or when the interpreter ends, crashes the process under a thread inside one of its calls.
+            if self._calls:
+                await asyncio.wait(self._calls, timeout=timeout_s)
             if self._owns_ray:
                 await asyncio.wait_for(self._in_thread(cluster.leave), timeout_s)
         except asyncio.TimeoutError:
@@ -118,10 +123,10 @@ class RayServeBackend:
         """Runs what blocks in a thread; one that blocks for good, with Ray's control plane gone, keeps no process from its end."""
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[T] = loop.create_future()
+        self._calls.add(ended)
+        ended.add_done_callback(self._calls.discard)
 
         def end(result: T | None, error: BaseException | None) -> None:
-            if ended.cancelled():
-                return
             if error is not None:
                 ended.set_exception(error)
             else:
@@ -137,7 +142,7 @@ class RayServeBackend:
                 loop.call_soon_threadsafe(end, result, error)
 
         threading.Thread(target=run, name=f"inferential-{function.__name__}", daemon=True).start()
-        return await ended
+        return await asyncio.shield(ended)  # who waits may be cancelled; the call goes on, and stop() waits for it
 
     # --- where replicas find this server ---
 
@@ -196,7 +201,7 @@ class RayServeBackend:
             self._spawn(self._look(watch))
 
     async def _look(self, watch: _Watch) -> None:
-        watch.signature = await self._in_thread(cluster.signature, watch.app)
+        watch.signature = await self._in_thread(cluster.signature, watch.app, self._leaving)
         if self._watches.get(watch.app.name) is watch:
             self._update(watch.app.name, watch.app)
 
