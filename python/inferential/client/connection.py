@@ -78,7 +78,7 @@ class BaseConnection:
         events = self._socket.link_events()
         receive = self._session.receive
         for frames in self._socket.messages():
-            receive(frames, now)
+            receive(frames, time.monotonic())  # not `now`: one that comes meanwhile came later
         for up in events:
             if self._session.link_up() if up else self._session.link_down(now):
                 self._tell_link()
@@ -225,7 +225,8 @@ class BaseModel:
 
     @property
     def last_status(self) -> Status | int | None:
-        """How the last get_result or act ended: OK, the status of the reply that ended it, TIMED_OUT; None before the first."""
+        """How the last get_result or act ended: OK, the status of the reply that ended it, TIMED_OUT; None where nothing was
+        outstanding or it only looked."""
         return self._inbox.last_status
 
     @property

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+_LEAST_HZ, _MOST_HZ = 1e-3, 1e6
+
 
 class Hints(Protocol):
     """What can tell of phase shifts: a Model or an AsyncModel."""
@@ -21,15 +23,17 @@ class Grid:
     """A fixed grid of ticks, without a clock: `period_s` apart, the first one period after `start_s`."""
 
     def __init__(self, hz: float, start_s: float) -> None:
-        if not 0 < hz < math.inf:
-            raise ValueError(f"hz is {hz!r}; it must be above 0")
+        if not _LEAST_HZ <= hz <= _MOST_HZ:  # NaN too
+            raise ValueError(f"hz is {hz!r}; it must be from {_LEAST_HZ:g} to {_MOST_HZ:,.0f}")
         self.period_s = 1.0 / hz
         self._start_s = start_s
         self._ticks = 1  # number of the next one
 
     def shift(self, shift_s: float) -> None:
-        """Moves every tick from now on."""
-        self._start_s += shift_s
+        """Moves every tick from now on, by what is left of `shift_s` after whole periods; by nothing where it is not finite or not
+        above 0."""
+        if 0 < shift_s < math.inf:
+            self._start_s += math.fmod(shift_s, self.period_s)
 
     def advance(self, now: float) -> tuple[float, int]:
         """The time of the next tick that is not over, and how many have been missed since the last call."""
@@ -47,11 +51,12 @@ class Rate:
     """Paces a loop: `sleep()` waits until the next tick of a fixed grid. Ticks that were missed are skipped, not caught up.
 
     Args:
-        hz: ticks per second.
-        follow: a model whose phase shift hints move the grid, each once, so that a fleet's observations spread out.
+        hz: ticks per second, 0.001 to 1,000,000.
+        follow: a model whose phase shift hints move the grid, each once and by less than a period, so that a fleet's observations
+            spread out.
 
     Raises:
-        ValueError: `hz` is not above 0.
+        ValueError: `hz` is not from 0.001 to 1,000,000.
 
     Not thread-safe: one per loop.
     """
@@ -107,6 +112,6 @@ class AsyncRate:
 
 
 def _next_tick(grid: Grid, follow: Hints | None, now: float) -> tuple[float, int]:
-    if follow is not None and (shift_ms := follow.take_phase_shift_ms()) > 0:
-        grid.shift(shift_ms / 1e3)
+    if follow is not None:
+        grid.shift(follow.take_phase_shift_ms() / 1e3)
     return grid.advance(now)

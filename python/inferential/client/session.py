@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import logging
+import math
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ logger = logging.getLogger("inferential.client")
 
 INBOX_REPLIES = 65_536
 _MAX_HOLD_OFF_MS = 24 * 3600 * 1e3  # a longer pause is no hint
+_SLOTS = 256  # of a model that are remembered before those that are not in use are forgotten
 _STATUSES: dict[int, Status] = {int(s): s for s in Status}
 _REASONS: dict[int, Reason] = {int(r): r for r in Reason}
 
@@ -98,6 +100,13 @@ class Inbox:
     last_status: Status | int | None = None
     last_error: str = ""
     phase_shift_ms: float = 0.0
+    most_slots: int = _SLOTS
+
+    def forget_slots(self) -> None:
+        """Slots of which no reply can come any more need not be remembered: their names may keep changing."""
+        used = {p.slot for p in self.outstanding.values()} | {r.slot for r in self.replies}
+        self.delivered = {slot: delivered for slot, delivered in self.delivered.items() if slot in used}
+        self.most_slots = max(_SLOTS, 2 * len(self.delivered))
 
     def take_phase_shift_ms(self) -> float:
         """The server's last hint that nobody has followed yet; 0 without one."""
@@ -329,7 +338,7 @@ class Session:
                 until_s = now + min(wait_ms, _MAX_HOLD_OFF_MS) / 1e3
                 inbox.hold_off = _HoldOff(until_s, Status(status), reply.reason, reply.error)
         shift_ms = response.phase_shift_ms
-        if shift_ms > 0:
+        if 0 < shift_ms < math.inf:
             inbox.phase_shift_ms = shift_ms
         self._forget(pending)
         self._deliver(inbox, reply)
@@ -413,7 +422,10 @@ class Session:
         while replies:
             reply = replies.popleft()
             if reply.status == Status.OK:
-                if reply.request_id > inbox.delivered.get(reply.slot, 0):
+                delivered = inbox.delivered.get(reply.slot)
+                if delivered is None or reply.request_id > delivered:
+                    if delivered is None and len(inbox.delivered) >= inbox.most_slots:
+                        inbox.forget_slots()
                     inbox.delivered[reply.slot] = reply.request_id
                     inbox.last_status, inbox.last_error = Status.OK, ""
                     return _handed_out(reply, now)
@@ -421,6 +433,7 @@ class Session:
             elif not self._newer_expected(inbox, reply.request_id):
                 inbox.last_status, inbox.last_error = reply.status, reply.error
                 return None
+        inbox.last_status, inbox.last_error = None, ""  # so far; abandon() says more
         return WAIT if inbox.outstanding else None
 
     def _newer_expected(self, inbox: Inbox, request_id: int) -> bool:

@@ -80,8 +80,8 @@ class Action:
         age_ms: since the observation that they answer was sent; 0 with CALLBACK, and without any reply.
         steps_late: how many entries of an action chunk have gone by since then; 0 without step_ms.
         reply: the reply they come from, None where there is none.
-        status: OK when fresh, else why not: the status that ended the wait (LINK_LOST, TIMED_OUT, REJECTED, ...);
-            None where nothing was outstanding.
+        status: OK when fresh, else why not: the status that ended this act's wait (LINK_LOST, TIMED_OUT, REJECTED, ...);
+            None where nothing was outstanding, or a timeout of 0 found nothing yet.
     """
 
     tensors: Mapping[str, Array]
@@ -100,6 +100,8 @@ class Watchdog:
             raise ObservationError(f"fallback is {fallback!r}; it must be Hold, Decay, Zero or a callable")
         self._fallback: Fallback = Zero() if fallback is None else fallback
         self._last: Reply | None = None
+        template = getattr(fallback, "template", None)
+        self._template = {} if template is None else {key: _template_array(key, v) for key, v in template.items()}
 
     def fresh(self, reply: Reply, now: float) -> Action:
         """A fresh answer."""
@@ -109,8 +111,6 @@ class Watchdog:
     def fall_back(self, status: Status | int | None, now: float) -> Action:
         """What was declared for this case."""
         last, fallback = self._last, self._fallback
-        if status == Status.OK:  # of an earlier answer: now there was nothing to wait for
-            status = None
         if isinstance(fallback, (Hold, Decay, Zero)):
             if last is not None and not isinstance(fallback, Zero):
                 since_ms = (now - last.received_s) * 1e3
@@ -121,10 +121,9 @@ class Watchdog:
                     )
                 if since_ms <= fallback.max_ms:
                     return self._action(last, Source.HOLD, last, status, now)
-            template = fallback.template if last is None else last
-            if template is None:
+            if last is None and not self._template:
                 return Action({}, Source.NONE, 0.0, 0, None, status)
-            return self._action(_zeros_like(template), Source.ZERO, last, status, now)
+            return self._action(_zeros_like(self._template if last is None else last), Source.ZERO, last, status, now)
         age_ms = 0.0 if last is None else (now - last.sent_s) * 1e3
         return Action(fallback(last, age_ms), Source.CALLBACK, 0.0, 0, last, status)
 
@@ -143,5 +142,14 @@ def _scaled(array: Array, factor: float) -> Array:
     return (array.astype(np.float64) * factor).astype(array.dtype)
 
 
-def _zeros_like(template: Mapping[str, Any]) -> dict[str, Array]:
-    return {key: np.zeros_like(np.asarray(value)) for key, value in template.items()}
+def _template_array(key: str, value: Any) -> Array:
+    array = np.asarray(value)
+    if wire_dtype(array.dtype.newbyteorder("=")) is None:
+        raise ObservationError(
+            f"fallback: template[{key!r}] is of dtype {array.dtype}; it must be an array of one of the wire's types"
+        )
+    return array
+
+
+def _zeros_like(template: Mapping[str, Array]) -> dict[str, Array]:
+    return {key: np.zeros_like(array) for key, array in template.items()}

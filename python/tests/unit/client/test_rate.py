@@ -82,7 +82,27 @@ def test_it_follows_each_phase_shift_once(clock: Clock) -> None:
     assert ticks == [20, 47, 67, 87]
 
 
-@pytest.mark.parametrize("hz", [0, -1, float("inf"), float("nan")])
+def test_a_phase_shift_holds_a_loop_up_for_less_than_a_period(clock: Clock) -> None:
+    longer = [3 * 20.0 + 7.0, 3.4e38, 1e308]
+    for hint in longer:
+        grid = Grid(50, clock.now)
+        grid.shift(hint / 1e3)
+        tick, missed = grid.advance(clock.now)
+        assert missed == 0
+        assert clock.now + 0.020 <= tick < clock.now + 0.040
+    grid = Grid(50, 0.0)
+    grid.shift(0.067)
+    assert grid.advance(0.0)[0] == pytest.approx(0.027)
+
+
+@pytest.mark.parametrize("hint", [0.0, -3.0, float("nan"), float("inf"), float("-inf")])
+def test_a_hint_that_is_none_moves_nothing(clock: Clock, hint: float) -> None:
+    rate = Rate(50, follow=Hints(hint), clock=clock, sleep=clock.sleep)
+    assert rate.sleep() == 0
+    assert clock.now == pytest.approx(1000.02)
+
+
+@pytest.mark.parametrize("hz", [0, -1, 1e-4, 1e7, float("inf"), float("nan")])
 def test_a_frequency_that_is_none_is_refused(hz: float) -> None:
     with pytest.raises(ValueError, match="hz"):
         Rate(hz)

@@ -420,6 +420,44 @@ def test_get_result_gives_ok_replies_that_are_newer(client: Client) -> None:
     assert client.session.stats.late_replies == 1
     assert client.inbox.last_status == Status.OK
     assert client.result() is None
+    assert client.inbox.last_status is None, "nothing was outstanding"
+
+
+def test_last_status_is_that_of_the_last_call_alone(client: Client) -> None:
+    client.observe()
+    client.receive(1, status=Status.MODEL_ERROR, error="it raised")
+    assert client.result() is None
+    assert (client.inbox.last_status, client.inbox.last_error) == (Status.MODEL_ERROR, "it raised")
+    assert client.result() is None
+    assert (client.inbox.last_status, client.inbox.last_error) == (None, "")
+    client.observe()
+    client.session.abandon(client.inbox)
+    assert client.inbox.last_status == Status.TIMED_OUT
+    client.observe()
+    assert client.result() is WAIT
+    assert client.inbox.last_status is None
+
+
+def test_slots_whose_names_keep_changing_are_forgotten(client: Client) -> None:
+    client.observe(slot="kept")
+    client.observe(slot="kept")
+    client.receive(2)
+    assert client.result() is not None
+    for i in range(5000):
+        sent = client.observe(slot=f"slot {i}")
+        client.receive(sent.request_id)
+        assert client.result() is not None
+    assert len(client.inbox.delivered) < 1000
+    client.receive(1)  # its slot was remembered, as it was outstanding
+    assert client.result() is None
+    assert client.session.stats.late_replies == 1
+
+
+@pytest.mark.parametrize("hint", [float("nan"), float("inf"), float("-inf"), -1.0])
+def test_a_phase_shift_that_is_none_is_not_given_out(client: Client, hint: float) -> None:
+    client.observe()
+    client.receive(1, phase_shift_ms=hint)
+    assert client.inbox.take_phase_shift_ms() == 0
 
 
 def test_get_result_counts_what_was_given_out_per_slot(client: Client) -> None:

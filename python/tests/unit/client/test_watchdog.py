@@ -112,8 +112,13 @@ def test_without_step_ms_nothing_is_late() -> None:
     assert fall_back(Hold(100), 50, reply=fresh(step_ms=0.0)).steps_late == 0
 
 
-def test_an_ok_of_before_is_no_reason_to_fall_back() -> None:
-    assert Watchdog(None).fall_back(Status.OK, 1.0).status is None
+def test_an_empty_template_is_none() -> None:
+    assert Watchdog(Zero({})).fall_back(None, 1.0).source is Source.NONE
+
+
+def test_a_template_may_be_anything_that_makes_an_array() -> None:
+    action = Watchdog(Hold(1, {"actions": [[1.0, 2.0]]})).fall_back(None, 1.0)
+    assert action.tensors["actions"].tolist() == [[0.0, 0.0]]
 
 
 def test_without_a_declared_fallback_it_is_zero() -> None:
@@ -128,6 +133,8 @@ def test_without_a_declared_fallback_it_is_zero() -> None:
         lambda: Decay(0),
         lambda: Decay(float("inf")),
         lambda: Watchdog("hold"),
+        lambda: Watchdog(Zero({"actions": "stand still"})),
+        lambda: Watchdog(Hold(1, {"actions": object()})),
     ],
 )  # type: ignore[arg-type]
 def test_a_fallback_that_is_none_is_refused(make: Any) -> None:
