@@ -32,7 +32,9 @@ class MetricsCollector:
 
     def __init__(self, ring_size: int = 10_000, export: PrometheusExport | None = None) -> None:
         self._rings = {name: Ring(ring_size) for name in METRICS}
+        self._append = {name: ring.append for name, ring in self._rings.items()}
         self._export = export
+        self._told = export is not None  # whether points go anywhere but into the rings
         self._handlers: list[Handler] = []
         self._pending: list[_Point] = []
         self._queue: queue.SimpleQueue[list[_Point] | None] = queue.SimpleQueue()
@@ -47,11 +49,12 @@ class MetricsCollector:
         Raises:
             KeyError: there is no metric of that name.
         """
-        self._rings[name].append(value, (model, client))
-        if self._export is not None:
-            self._export.record(name, value, model, client)
-        if self._handlers:
-            self._pending.append((name, value, model, client))
+        self._append[name]((value, model, client))
+        if self._told:
+            if self._export is not None:
+                self._export.record(name, value, model, client)
+            if self._handlers:
+                self._pending.append((name, value, model, client))
 
     def flush(self) -> None:
         """Hands the points since the last flush to the callbacks' thread; never waits for it."""
@@ -90,6 +93,7 @@ class MetricsCollector:
             self._thread = threading.Thread(target=self._deliver, name="inferential-metrics", daemon=True)
             self._thread.start()
         self._handlers.append(handler)
+        self._told = True
         return handler
 
     @property
