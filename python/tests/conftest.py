@@ -9,7 +9,12 @@ import pytest
 
 from inferential.config.schema import RayConfig
 
-# `make fuzz` takes this one: about a minute for the decoder.
+# The same examples in every run, and no verdicts on a machine's speed: a run fails for what was changed, not by chance.
+hypothesis.settings.register_profile(
+    "suite", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("suite")
+# `make fuzz` takes this one: about a minute for the decoder. It looks further in the other tests too.
 hypothesis.settings.register_profile("fuzz", max_examples=30_000, deadline=None)
 
 

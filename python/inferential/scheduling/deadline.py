@@ -8,7 +8,7 @@ from operator import attrgetter
 from inferential.config.schema import SchedulingConfig
 from inferential.errors import ConfigError
 from inferential.scheduling.base import Batch, Order, Scheduler, register_scheduler
-from inferential.scheduling.fairness import FairClock, GuaranteedShare
+from inferential.scheduling.fairness import FairQueue, GuaranteedShare
 from inferential.scheduling.heap import LazyHeap
 from inferential.scheduling.request import Request
 
@@ -18,13 +18,12 @@ _is_queued = attrgetter("queued")
 class _Level:
     """The waiting requests of one priority."""
 
-    __slots__ = ("by_key", "by_share", "clock", "count", "number")
+    __slots__ = ("by_key", "by_share", "count", "number")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.by_key: LazyHeap[Request] = LazyHeap(_is_queued)
-        self.by_share: LazyHeap[Request] = LazyHeap(_is_queued)
-        self.clock = FairClock(number)
+        self.by_share = FairQueue(number)
         self.count = 0
 
 
@@ -57,12 +56,8 @@ class DeadlineOrder:
             self._numbers.insert(at, number)
             self._active.insert(at, level)
         level.count += 1
-        stream = request.stream
-        if stream is not None:
-            level.clock.enter(request, stream)
-        key, sequence = request.key, request.sequence
-        level.by_key.push(key, sequence, request)
-        level.by_share.push((int(request.tag), key), sequence, request)
+        level.by_key.push(request.key, request.sequence, request)
+        level.by_share.push(request)
 
     def first(self, contended: bool) -> Request | None:
         """See Order."""
@@ -75,7 +70,9 @@ class DeadlineOrder:
                 level = self._by_number[self._share.best(self._numbers)]
             else:
                 level = self._earliest_level()
-        entry = (level.by_share if contended else level.by_key).top()
+        if contended:
+            return level.by_share.first()
+        entry = level.by_key.top()
         return None if entry is None else entry[2]
 
     def rivals(self, request: Request) -> int:
@@ -97,18 +94,14 @@ class DeadlineOrder:
         number = request.observation.priority
         level = self._by_number[number]
         level.by_key.discard()
-        level.by_share.discard()
+        level.by_share.discard(request, served)
         level.count -= 1
         if not level.count:
             self._active.remove(level)
             self._numbers.remove(number)
             self._share.emptied(number)
-        if served:
-            level.clock.served(request)
-            if self._numbers:
-                self._share.served(number, self._numbers)
-        else:
-            level.clock.left(request)
+        if served and self._numbers:
+            self._share.served(number, self._numbers)
 
 
 class DeadlineAware(Scheduler):

@@ -3,55 +3,130 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 
+from inferential.scheduling.heap import LazyHeap
 from inferential.scheduling.request import Request
-from inferential.tracking.clients import Stream
+from inferential.tracking.clients import Account, Stream
 
 _MOST_OWED = 8.0  # turns; an old grudge must not starve others
 
+_is_queued = attrgetter("queued")
+_is_current = attrgetter("current")
 
-class FairClock:
-    """The virtual time of one level at one model: start-time fair queueing (Goyal, Vin, Cheng 1996), with a memory for refusals.
 
-    Each request is due at a virtual time: `max(clock, end of its client's last turn)`; a turn lasts `1 / share`. The clock is the latest
-    due time served so far, so who was idle has saved nothing up. Earliest due first serves clients in turn whatever their rates. A
-    request that was due but not served gives its turn back and its client is owed one: its next tag (the order) is its due time less
-    what it is owed. So refusals go round. A client that has more waiting is owed nothing: who floods hurts itself alone.
+class _Place:
+    """Where a client's first request stands among those of the others."""
+
+    __slots__ = ("current", "request")
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.current = True
+
+
+class _Line:
+    """One client's waiting requests, smallest key first."""
+
+    __slots__ = ("account", "due", "first", "others", "place", "turn")
+
+    def __init__(self, account: Account, turn: float, due: float, first: Request) -> None:
+        self.account = account
+        self.turn = turn
+        """How long its turns last, in virtual time."""
+        self.due = due
+        """Virtual time of its next turn."""
+        self.first = first
+        self.others: LazyHeap[Request] | None = None
+        """All but the first; most clients never have any."""
+        self.place: _Place
+
+
+class FairQueue:
+    """The waiting requests of one level by their clients' shares: start-time fair queueing (Goyal, Vin, Cheng 1996), with a memory
+    for refusals. Every operation is O(log n), amortised.
+
+    Each client is due at a virtual time, `max(clock, end of its last turn)`; a turn lasts `1 / share`. Those due within the same
+    round (of length 1) go by the key of their most urgent request, earlier rounds first: so clients are served in turn whatever their
+    rates, and how urgent a client's requests are decides which of them takes its turn. The clock is the latest round served, so
+    who was idle has saved nothing up. A client whose round it was when its request ended unserved is owed a turn, and is due that
+    much earlier: refusals go round. One that has more waiting is owed nothing: who floods hurts itself alone.
     """
 
-    __slots__ = ("level", "now")
+    __slots__ = ("_entered", "_lines", "_places", "level", "now")
 
     def __init__(self, level: int) -> None:
         self.level = level
-        self.now = 0.0
+        self.now = 0
+        self._lines: dict[Stream, _Line] = {}
+        self._places: LazyHeap[_Place] = LazyHeap(_is_current)
+        self._entered = 0
 
-    def enter(self, request: Request, stream: Stream) -> None:
-        """Sets the tag of a client's next request."""
-        account = stream.account(self.level)
-        due = account.finish
-        due = max(due, self.now)
-        account.finish = due + 1.0 / stream.weight
-        request.due = due
-        request.tag = due - account.owed
-
-    def served(self, request: Request) -> None:
-        """It went to a model."""
-        self.now = max(self.now, request.due)
+    def push(self, request: Request) -> None:
+        """A request begins to wait."""
         stream = request.stream
-        if stream is not None:
-            account = stream.account(self.level)
-            if account.owed:
-                account.owed = max(0.0, account.owed - 1.0 / stream.weight)
-
-    def left(self, request: Request) -> None:
-        """It ended without having been served."""
-        stream = request.stream
-        if stream is not None:
+        assert stream is not None, "set at arrival"
+        line = self._lines.get(stream)
+        if line is None:
             account = stream.account(self.level)
             turn = 1.0 / stream.weight
-            account.finish -= turn
-            if request.due <= self.now and stream.queued <= 1:
-                account.owed = min(_MOST_OWED, account.owed + turn)
+            # Another clock's time (a strategy before this one, another replica's) may be ahead of this one.
+            due = max(self.now, min(account.finish, self.now + 1 + turn))
+            line = self._lines[stream] = _Line(account, turn, due, request)
+            self._enter(line)
+            return
+        others = line.others
+        if others is None:
+            others = line.others = LazyHeap(_is_queued)
+        first = line.first
+        if request.key < first.key:
+            self._leave(line)
+            line.first, request = request, first
+            self._enter(line)
+        others.push(request.key, request.sequence, request)
+
+    def first(self) -> Request | None:
+        """The one that goes next."""
+        entry = self._places.top()
+        return None if entry is None else entry[2].request
+
+    def discard(self, request: Request, served: bool) -> None:
+        """A request waits no more (`queued` is already False); `served`: it went to a model."""
+        stream = request.stream
+        assert stream is not None, "set at arrival"
+        line = self._lines[stream]
+        account = line.account
+        if served:
+            self.now = max(self.now, int(line.due - account.owed))
+            account.finish = line.due + line.turn
+            if account.owed:
+                account.owed = max(0.0, account.owed - line.turn)
+            # While shares do not matter clients are not served in turn: who falls behind then saves up no more than a round.
+            line.due = max(account.finish, self.now - 1.0)
+        elif int(line.due) <= self.now and stream.queued <= 1:
+            account.owed = min(_MOST_OWED, account.owed + line.turn)
+        others = line.others
+        if request is not line.first:
+            assert others is not None, "what is not the first is one of the others"
+            others.discard()
+            return
+        self._leave(line)
+        if others is None or others.top() is None:
+            del self._lines[stream]
+        else:
+            line.first = others.pop()
+            self._enter(line)
+
+    def _enter(self, line: _Line) -> None:
+        first = line.first
+        line.place = place = _Place(first)
+        self._entered += 1
+        rank = (int(line.due - line.account.owed), first.key, first.sequence)
+        self._places.push(rank, self._entered, place)
+
+    def _leave(self, line: _Line) -> None:
+        line.place.current = False
+        self._places.discard()
 
 
 class GuaranteedShare:

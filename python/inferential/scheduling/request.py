@@ -41,10 +41,6 @@ class Request:
     """Whether it waits in a queue."""
     call: Call | None = None
     """The call it runs in."""
-    due: float = 0.0
-    """Virtual time at which its client's turn comes (scheduling/fairness.py)."""
-    tag: float = 0.0
-    """The same less what its client is owed."""
     lane: str | None = None
     """The replica it waits for, where clients keep to one."""
     stream: Stream | None = None

@@ -75,7 +75,10 @@ class RoundRobinOrder:
 
     def _enter(self, client: _Client) -> None:
         self._pushes += 1
-        self._turns.push((client.stream.turn, client.stream.index), self._pushes, client)
+        # Another order (a strategy before this one, another replica's) may have counted further.
+        stream = client.stream
+        stream.turn = min(stream.turn, self._turn)
+        self._turns.push((stream.turn, stream.index), self._pushes, client)
 
     def rivals(self, request: Request) -> int:  # noqa: ARG002
         """See Order."""

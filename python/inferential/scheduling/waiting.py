@@ -175,22 +175,19 @@ class WaitingRoom:
 
     def move(self, model: ModelState, replica_id: str) -> None:
         """Clients that kept to a replica that is gone keep to others from now on."""
-        gone = model.orders.pop(replica_id)
-        moved = [request for request in model.queue if request.lane == replica_id and not request.attempt]
-        for request in moved:
-            gone.discard(request, False)
-            self._push(model, request)
+        del model.orders[replica_id]
+        for request in model.queue:
+            if request.lane == replica_id and not request.attempt:
+                self._push(model, request)
 
     def use(self, scheduler: Scheduler, models: Iterable[ModelState]) -> None:
         """Changes the strategy; what waits stays."""
         self.scheduler = scheduler
         for model in models:
-            waiting = [request for request in model.queue if not request.attempt]
-            for request in waiting:
-                model.orders[request.lane].discard(request, False)
             model.orders = {} if model.affinity else {None: scheduler.order()}
-            for request in waiting:
-                self._push(model, request)
+            for request in model.queue:
+                if not request.attempt:
+                    self._push(model, request)
 
 
 def _backlog_ms(model: ModelState) -> float:

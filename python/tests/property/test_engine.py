@@ -120,6 +120,14 @@ class EngineMachine(RuleBasedStateMachine):
                 assert request.observation.model_id == call.model
                 if predictive and service.known and not request.attempt:
                     assert call.ends_at <= request.expiry + 1e-9, "work is started that is predicted to miss"
+                if not request.attempt:
+                    assert not any(
+                        (waiting.key, waiting.sequence) < (request.key, request.sequence)
+                        for waiting in self.engine._models[call.model].queue
+                        if waiting.stream is request.stream
+                        and waiting.observation.priority == request.observation.priority
+                        and not waiting.attempt
+                    ), "a client's more urgent request was left behind"
 
     @rule(
         model=st.sampled_from([*MODELS * 4, "nonsense"]),

@@ -41,6 +41,7 @@ def serve(rig, senders, *, ms, call_ms=10.0):
     return served
 
 
+STRATEGIES = ["deadline_aware", "model_deadline", "batch_optimized", "priority_tiered", "round_robin"]
 REFUSAL = ["off", "predictive"]
 
 
@@ -115,6 +116,45 @@ def test_shares_weigh_in_deadline_order_too():
     rig = Rig(clients={"double": {"share": 2.0}}, scheduling__early_refusal="predictive")
     served = serve(rig, [("double", 5.0, {"budget": 100.0}), ("single", 5.0, {"budget": 100.0})], ms=5000.0)
     assert served["double"] == pytest.approx(2 * served["single"], rel=0.15)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    ("plain", "ahead"),
+    [
+        ({"budget": 500.0}, {"budget": 500.0, "urgency": 1.0}),
+        ({"budget": 500.0}, {"budget": 400.0}),
+        ({"steps_remaining": 50}, {"steps_remaining": 5}),
+    ],
+)
+def test_a_clients_own_requests_go_by_urgency_when_contended_too(strategy, plain, ahead):
+    rig = Rig(scheduling__strategy=strategy)
+    blocker = rig.block()
+    rig.send(client="x", budget=10.0)
+    rig.wait(11.0)
+    assert rig.engine.health()["m"]["contended"]
+    sent = [rig.send(client=c, **fields) for fields in (plain, plain, ahead) for c in ("a", "b")]
+    went = rig.drain_order(blocker)
+    assert went[:2] == sent[4:]
+    assert went[2:] == sent[:4]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("affinity", ["none", "client"])
+def test_a_change_of_strategy_holds_no_past_turns_against_anybody(strategy, affinity):
+    rig = Rig(scheduling__strategy=strategy, scheduling__contention_hold_ms=1e6, model__affinity=affinity)
+    blocker = rig.block()
+    rig.send(client="x", budget=10.0)
+    rig.wait(11.0)
+    old = [rig.send(client="old") for _ in range(100)]
+    assert rig.drain_order(blocker) == old
+    rig.engine.use_scheduler(strategy, rig.now)
+    blocker = rig.block()
+    for _ in range(10):
+        rig.send(client="new")
+        rig.send(client="old")
+    went = [r.observation.client_id for r in rig.drain_order(blocker)]
+    assert went[:6].count("old") >= 2
 
 
 def test_contention_is_forgotten():

@@ -8,9 +8,10 @@ import pytest
 
 from inferential.config.schema import ClientConfig, InferentialConfig, ModelConfig
 from inferential.scheduling.batching import batch_limit, enough, fits, worth_waiting
-from inferential.scheduling.fairness import GuaranteedShare
+from inferential.scheduling.fairness import FairQueue, GuaranteedShare
 from inferential.scheduling.order import Weights, find_policy
 from inferential.scheduling.request import Request
+from inferential.tracking.clients import Stream
 from inferential.types import Observation
 
 PAGE = (Path(__file__).parents[4] / "docs" / "scheduling.md").read_text()
@@ -76,6 +77,32 @@ def test_guaranteed_share():
         share.served(level, [0, 1])
         went.append(str(level))
     assert went == levels[1:]
+
+
+def test_fair_shares():
+    _, clients = table("turn")
+    queue = FairQueue(1)
+    streams = {"a": Stream("a", 1, 1.0), "b": Stream("b", 2, 2.0)}
+    sent = 0
+
+    def send(client):
+        nonlocal sent
+        sent += 1
+        request = Request(b"", Observation(client, "t", "m"), (), 0, 0.0)
+        request.sequence, request.stream, request.queued = sent, streams[client], True
+        request.key = 0.0 if client == "a" else 1.0
+        queue.push(request)
+
+    for client in "ab" * 3:
+        send(client)
+    went = []
+    for _ in clients[1:]:
+        request = queue.first()
+        request.queued = False
+        queue.discard(request, True)
+        went.append(request.observation.client_id)
+        send(went[-1])
+    assert went == clients[1:]
 
 
 def defaults():

@@ -2,10 +2,13 @@
 
 from operator import attrgetter
 
+import pytest
+
 from inferential.scheduling.deadline import DeadlineOrder
 from inferential.scheduling.heap import LazyHeap
 from inferential.scheduling.queue import Load, RequestQueue
 from inferential.scheduling.request import Request
+from inferential.tracking.clients import Stream
 from inferential.types import Observation
 
 
@@ -38,9 +41,9 @@ def test_dead_ones_are_skipped():
     assert heap.top() is None
 
 
-def request(sequence, key):
+def request(sequence, key, stream=None):
     r = Request(b"c", Observation("c", "t", "m", request_id=sequence), (), 10, 0.0)
-    r.sequence, r.key, r.expiry = sequence, key, key
+    r.sequence, r.key, r.expiry, r.stream = sequence, key, key, stream
     return r
 
 
@@ -54,24 +57,29 @@ class Counted(float):
         return float.__lt__(self, other)
 
 
-def test_taking_from_100_000_is_no_scan():
+@pytest.mark.parametrize("contended", [False, True])
+@pytest.mark.parametrize("clients", [1, 1000])
+def test_taking_from_100_000_is_no_scan(contended, clients):
+    streams = [Stream(str(i), i, 1.0) for i in range(clients)]
     order = DeadlineOrder(min_share=0.05, window_s=0.1)
     queue = RequestQueue(Load())
     n = 100_000
     for i in range(n):
-        r = request(i, Counted(i * 7919 % n))
+        r = request(i, Counted(i * 7919 % n), streams[i % clients])
         queue.add(r)
         order.push(r)
-    order.first(False)
+    order.first(contended)
     Counted.compared = 0
     taken = []
     for _ in range(100):
-        r = order.first(False)
+        r = order.first(contended)
         queue.remove(r)
         order.discard(r, True)
         taken.append(float(r.key))
-    assert taken == sorted(taken) == [float(i) for i in range(100)]
-    assert Counted.compared / 100 < 4 * 17  # a few times log2(n), for the two heaps it leaves
+    assert Counted.compared / 100 < 6 * 17  # a few times log2(n), for the heaps it leaves
+    assert taken == sorted(taken)
+    if not contended or clients == 1:
+        assert taken == [float(i) for i in range(100)]
 
 
 def test_a_queues_books():
