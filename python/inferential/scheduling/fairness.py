@@ -15,31 +15,24 @@ _is_queued = attrgetter("queued")
 _is_current = attrgetter("current")
 
 
-class _Place:
-    """Where a client's first request stands among those of the others."""
-
-    __slots__ = ("current", "request")
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.current = True
-
-
 class _Line:
-    """One client's waiting requests, smallest key first."""
+    """One client's waiting requests, smallest key first, and its place among the other clients."""
 
-    __slots__ = ("account", "due", "first", "others", "place", "turn")
+    __slots__ = ("account", "current", "due", "first", "others", "turn")
 
-    def __init__(self, account: Account, turn: float, due: float, first: Request) -> None:
+    def __init__(
+        self, account: Account, turn: float, due: float, first: Request, others: LazyHeap[Request] | None
+    ) -> None:
+        self.current = True
+        """False once another line, with another first request, has taken its place."""
         self.account = account
         self.turn = turn
         """How long its turns last, in virtual time."""
         self.due = due
         """Virtual time of its next turn."""
         self.first = first
-        self.others: LazyHeap[Request] | None = None
+        self.others = others
         """All but the first; most clients never have any."""
-        self.place: _Place
 
 
 class FairQueue:
@@ -59,7 +52,7 @@ class FairQueue:
         self.level = level
         self.now = 0
         self._lines: dict[Stream, _Line] = {}
-        self._places: LazyHeap[_Place] = LazyHeap(_is_current)
+        self._places: LazyHeap[_Line] = LazyHeap(_is_current)
         self._entered = 0
 
     def push(self, request: Request) -> None:
@@ -72,8 +65,7 @@ class FairQueue:
             turn = 1.0 / stream.weight
             # Another clock's time (a strategy before this one, another replica's) may be ahead of this one.
             due = max(self.now, min(account.finish, self.now + 1 + turn))
-            line = self._lines[stream] = _Line(account, turn, due, request)
-            self._enter(line)
+            self._enter(stream, _Line(account, turn, due, request, None))
             return
         others = line.others
         if others is None:
@@ -81,29 +73,29 @@ class FairQueue:
         first = line.first
         if request.key < first.key:
             self._leave(line)
-            line.first, request = request, first
-            self._enter(line)
+            self._enter(stream, _Line(line.account, line.turn, line.due, request, others))
+            request = first
         others.push(request.key, request.sequence, request)
 
     def first(self) -> Request | None:
         """The one that goes next."""
         entry = self._places.top()
-        return None if entry is None else entry[2].request
+        return None if entry is None else entry[2].first
 
     def discard(self, request: Request, served: bool) -> None:
         """A request waits no more (`queued` is already False); `served`: it went to a model."""
         stream = request.stream
         assert stream is not None, "set at arrival"
         line = self._lines[stream]
-        account = line.account
+        account, due = line.account, line.due
         if served:
-            self.now = max(self.now, int(line.due - account.owed))
-            account.finish = line.due + line.turn
+            served_round = int(due - account.owed)
+            if served_round > self.now:
+                self.now = served_round
+            account.finish = due = due + line.turn
             if account.owed:
                 account.owed = max(0.0, account.owed - line.turn)
-            # While shares do not matter clients are not served in turn: who falls behind then saves up no more than a round.
-            line.due = max(account.finish, self.now - 1.0)
-        elif int(line.due) <= self.now and stream.queued <= 1:
+        elif int(due) <= self.now and stream.queued <= 1:
             account.owed = min(_MOST_OWED, account.owed + line.turn)
         others = line.others
         if request is not line.first:
@@ -114,18 +106,18 @@ class FairQueue:
         if others is None or others.top() is None:
             del self._lines[stream]
         else:
-            line.first = others.pop()
-            self._enter(line)
+            # While shares do not matter clients are not served in turn: who falls behind then saves up no more than a round.
+            self._enter(stream, _Line(account, line.turn, max(due, self.now - 1), others.pop(), others))
 
-    def _enter(self, line: _Line) -> None:
-        first = line.first
-        line.place = place = _Place(first)
+    def _enter(self, stream: Stream, line: _Line) -> None:
+        self._lines[stream] = line
         self._entered += 1
+        first = line.first
         rank = (int(line.due - line.account.owed), first.key, first.sequence)
-        self._places.push(rank, self._entered, place)
+        self._places.push(rank, self._entered, line)
 
     def _leave(self, line: _Line) -> None:
-        line.place.current = False
+        line.current = False
         self._places.discard()
 
 
