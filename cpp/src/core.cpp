@@ -160,6 +160,13 @@ Error Core::closed_error() const {
   return {ErrorCode::Closed, Status::NotSent, "the connection is closed"};
 }
 
+Error Core::nothing_outstanding() const {
+  if (!closed_) return {ErrorCode::NothingOutstanding, std::nullopt, "nothing of this model is outstanding"};
+  auto error = closed_error();
+  error.status.reset();  // of no request
+  return error;
+}
+
 void Core::note_link(LinkState before) {
   last_link_state_.store(session_.link_state());
   if (session_.link_state() != before && options_.on_link_change) link_changes_.push_back(session_.link_state());
@@ -208,7 +215,8 @@ void Core::pump(Time now) {
   link_events_.clear();
   while (const auto event = transport_.next_link_event()) link_events_.push_back(*event);
   while (auto received = transport_.receive(*pool_)) {
-    session_.receive(std::move(received->message), received->framed, now);
+    // Not the time of the call: what comes meanwhile came later.
+    session_.receive(std::move(received->message), received->framed, Core::now());
   }
   for (const auto event : link_events_) {
     const auto before = session_.link_state();
@@ -265,8 +273,7 @@ Result<MessageRef> Core::await_result(Session::ModelIndex model, double timeout_
       return Error{ErrorCode::TimedOut, std::nullopt, "no reply yet"};
     case Session::Taken::Outcome::NothingOutstanding: break;
   }
-  if (closed_) return closed_error();
-  return Error{ErrorCode::NothingOutstanding, std::nullopt, "nothing of this model is outstanding"};
+  return nothing_outstanding();
 }
 
 Result<MessageRef> Core::await_next(Session::ModelIndex model, double timeout_ms) {
@@ -275,8 +282,7 @@ Result<MessageRef> Core::await_next(Session::ModelIndex model, double timeout_ms
   if (taken.outcome == Session::Taken::Outcome::Wait) {
     return Error{ErrorCode::TimedOut, std::nullopt, "no reply within the timeout; nothing is abandoned"};
   }
-  if (closed_) return closed_error();
-  return Error{ErrorCode::NothingOutstanding, std::nullopt, "nothing of this model is outstanding"};
+  return nothing_outstanding();
 }
 
 bool Core::await_up(double timeout_ms) {

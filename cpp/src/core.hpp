@@ -81,6 +81,7 @@ class Core {
   void leave() noexcept;
   void close() noexcept;
   Error closed_error() const;
+  Error nothing_outstanding() const;
   Error not_sent_error(std::uint64_t request_id = 0) const;
   void await_first_handshake(double timeout_ms);
   void note_link(LinkState before);

@@ -11,8 +11,8 @@ namespace inferential {
 Rate::Rate(double hz) : Rate(hz, Clock::now()) {}
 
 Rate::Rate(double hz, Clock::time_point start) : start_(start), period_ns_(1e9 / hz) {
-  if (!std::isfinite(hz) || hz <= 0) {
-    throw std::invalid_argument("Rate: hz is " + std::to_string(hz) + ", must be finite and above 0");
+  if (!(hz >= 1e-3 && hz <= 1e6)) {  // NaN too
+    throw std::invalid_argument("Rate: hz is " + std::to_string(hz) + ", must be 0.001 to 1000000");
   }
 }
 
@@ -30,7 +30,8 @@ Rate::Tick Rate::next(Clock::time_point now) noexcept {
 
 void Rate::delay_ms(double milliseconds) noexcept {
   if (!(milliseconds > 0 && std::isfinite(milliseconds))) return;
-  start_ += std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double, std::milli>(milliseconds));
+  const double left_ms = std::fmod(milliseconds, period_ns_ / 1e6);
+  start_ += std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double, std::milli>(left_ms));
 }
 
 std::uint64_t Rate::sleep() noexcept {

@@ -1,6 +1,7 @@
 #include "session.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "wire.hpp"
@@ -58,13 +59,40 @@ Session::ModelIndex Session::model(std::string_view id) {
   return static_cast<ModelIndex>(models_.size() - 1);
 }
 
-std::uint32_t Session::slot_index(ModelState& model, std::string_view name) {
+std::uint32_t Session::slot_index(ModelIndex of, std::string_view name) {
+  auto& model = models_[of];
   const auto known = model.slot_indices.find(name);
   if (known != model.slot_indices.end()) return known->second;
-  const auto index = static_cast<std::uint32_t>(model.slots.size());
-  model.slots.push_back({std::string(name), 0});
+  if (model.free_slots.empty() && model.slots.size() >= model.most_slots) forget_slots(of);
+  auto index = static_cast<std::uint32_t>(model.slots.size());
+  if (model.free_slots.empty()) {
+    model.slots.push_back({std::string(name), 0});
+  } else {
+    index = model.free_slots.back();
+    model.slots[index] = {std::string(name), 0};
+    model.free_slots.pop_back();
+  }
   model.slot_indices.emplace(name, index);
   return index;
+}
+
+void Session::forget_slots(ModelIndex of) {
+  // Slots of which no reply can come any more need not be remembered: their names may keep changing.
+  auto& model = models_[of];
+  std::vector<bool> used(model.slots.size());
+  for (std::size_t i = 0; i < requests_.size(); ++i) {
+    if (requests_[i].outstanding && requests_[i].model == of) used[requests_[i].slot] = true;
+  }
+  for (std::size_t i = 0; i < model.inbox.size(); ++i) used[model.inbox[i]->slot_index] = true;
+  for (auto slot = model.slot_indices.begin(); slot != model.slot_indices.end();) {
+    if (used[slot->second]) {
+      ++slot;
+    } else {
+      model.free_slots.push_back(slot->second);
+      slot = model.slot_indices.erase(slot);
+    }
+  }
+  model.most_slots = std::max<std::size_t>(256, 2 * model.slot_indices.size());
 }
 
 std::uint64_t Session::open(Request request) {
@@ -81,7 +109,7 @@ Session::Ticket Session::open_observe(ModelIndex index, std::string_view slot, f
   request.sent_at = now;
   request.timestamp_ns = timestamp_ns;
   request.model = index;
-  request.slot = slot_index(model, slot);
+  request.slot = slot_index(index, slot);
   request.step_ms = step_ms;
 
   if (link_ != LinkState::Up) {
@@ -240,7 +268,8 @@ void Session::finish(std::uint64_t request_id, Request request, MessageRef messa
     const auto wait = std::chrono::duration_cast<Time>(std::chrono::duration<double, std::milli>(wait_ms));
     model.hold_off = HoldOff{status, message->reason, now + wait, message->error};
   }
-  if (message->fields.phase_shift_ms() > 0) model.phase_shift_ms = message->fields.phase_shift_ms();
+  const float shift_ms = message->fields.phase_shift_ms();
+  if (shift_ms > 0 && std::isfinite(shift_ms)) model.phase_shift_ms = shift_ms;
   push(model, std::move(message));
 }
 
@@ -320,6 +349,8 @@ Session::Taken Session::take_result(ModelIndex index) {
     set_last(model, message->status, message->error);
     return {Taken::Outcome::NotOk, std::move(message)};
   }
+  model.last_status.reset();  // so far; abandon() says more
+  model.last_error.clear();
   return {model.outstanding == 0 ? Taken::Outcome::NothingOutstanding : Taken::Outcome::Wait, {}};
 }
 

@@ -92,6 +92,8 @@ class Session {
   std::optional<Status> last_status(ModelIndex model) const noexcept { return models_[model].last_status; }
   const std::string& last_error(ModelIndex model) const noexcept { return models_[model].last_error; }
   const Counters& counters() const noexcept { return counters_; }
+  /// How many slots of it are remembered.
+  std::size_t slots_known(ModelIndex model) const noexcept { return models_[model].slot_indices.size(); }
 
  private:
   static constexpr ModelIndex ping_index = ~ModelIndex{0};
@@ -122,6 +124,8 @@ class Session {
     Ring<detail::MessageRef> inbox;
     std::map<std::string, std::uint32_t, std::less<>> slot_indices;
     std::vector<Slot> slots;
+    std::vector<std::uint32_t> free_slots;
+    std::size_t most_slots = 256;  // before those that are not in use are forgotten
     std::size_t outstanding = 0;
     std::optional<HoldOff> hold_off;
     float phase_shift_ms = 0;
@@ -129,7 +133,8 @@ class Session {
     std::string last_error;
   };
 
-  std::uint32_t slot_index(ModelState& model, std::string_view name);
+  std::uint32_t slot_index(ModelIndex model, std::string_view name);
+  void forget_slots(ModelIndex model);
   std::uint64_t open(Request request);
   Request* find(std::uint64_t request_id) noexcept;
   const Request* find(std::uint64_t request_id) const noexcept;

@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <cmath>
+#include <limits>
 #include <random>
 #include <set>
 
@@ -310,6 +312,38 @@ TEST_F(SessionTest, GetResultDeliversOnlyNewerReplies) {
   EXPECT_EQ(session.counters().late_replies, 1u);
   EXPECT_EQ(session.last_status(policy), Status::Ok);
   EXPECT_EQ(session.take_result(policy).outcome, Outcome::NothingOutstanding);
+  EXPECT_EQ(session.last_status(policy), std::nullopt);  // of that call alone
+}
+
+TEST_F(SessionTest, SlotsWhoseNamesKeepChangingAreForgotten) {
+  observe(policy, "kept");
+  observe(policy, "kept");
+  reply(2);
+  EXPECT_EQ(result(), 2u);
+  for (int i = 0; i < 5000; ++i) {
+    const auto id = observe(policy, "slot " + std::to_string(i));
+    reply(id);
+    EXPECT_EQ(result(), id);
+  }
+  EXPECT_LT(session.slots_known(policy), 1000u);
+  auto taken = session.take_next(policy);
+  reply(1);  // its slot was remembered, as it was outstanding
+  EXPECT_EQ(result(), 0u);
+  EXPECT_EQ(session.counters().late_replies, 1u);
+  observe(policy, "kept");
+  reply(5003);
+  taken = session.take_next(policy);
+  ASSERT_EQ(taken.outcome, Outcome::Reply);
+  EXPECT_EQ(taken.message->slot, "kept");
+}
+
+TEST_F(SessionTest, APhaseShiftThatIsNoneIsNotGivenOut) {
+  for (const float hint : {std::nanf(""), std::numeric_limits<float>::infinity(), -1.0f}) {
+    auto fields = response(observe(policy), "policy");
+    fields.set_phase_shift_ms(hint);
+    reply(fields);
+    EXPECT_EQ(session.take_phase_shift_ms(policy), 0.0f);
+  }
 }
 
 TEST_F(SessionTest, GetResultCountsDeliveredPerSlot) {

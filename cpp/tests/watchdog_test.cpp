@@ -227,7 +227,29 @@ TEST(RateTest, DelayMovesTheGrid) {
   EXPECT_EQ(rate.next(start + 1ms).at, start + 14ms);
 }
 
+TEST(RateTest, ADelayHoldsALoopUpForLessThanAPeriod) {
+  const Rate::Clock::time_point start{};
+  for (const double hint : {10.0, 3e9, 3.4e38, std::numeric_limits<double>::max()}) {
+    Rate rate(100, start);
+    rate.delay_ms(hint);
+    const auto tick = rate.next(start);
+    EXPECT_EQ(tick.missed, 0u);
+    EXPECT_GE(tick.at, start + 10ms) << hint;
+    EXPECT_LE(tick.at, start + 20ms) << hint;
+  }
+  Rate rate(100, start);
+  rate.delay_ms(34);
+  EXPECT_EQ(std::chrono::round<std::chrono::microseconds>(rate.next(start).at - start), 14ms);
+  for (const double nothing : {std::nan(""), std::numeric_limits<double>::infinity(), -1e300}) {
+    Rate same(100, start);
+    same.delay_ms(nothing);
+    EXPECT_EQ(same.next(start).at, start + 10ms);
+  }
+}
+
 TEST(RateTest, RefusesWhatIsNoRate) {
+  EXPECT_THROW(Rate(1e-4), std::invalid_argument);
+  EXPECT_THROW(Rate(1e7), std::invalid_argument);
   EXPECT_THROW(Rate(0), std::invalid_argument);
   EXPECT_THROW(Rate(-1), std::invalid_argument);
   EXPECT_THROW(Rate(std::numeric_limits<double>::infinity()), std::invalid_argument);

@@ -14,7 +14,7 @@ use crate::observation::{Fields, Observation, Sent};
 use crate::options::{ConnectionOptions, ModelOptions};
 use crate::reply::{Counters, LinkState, Pong, Reply, Status};
 use crate::session::{ModelKey, Session};
-use crate::watchdog::{Action, Watchdog};
+use crate::watchdog::{outcome, Action, Missed, Outcome, Watchdog};
 
 /// Rings in a thread that waits, when another thread has read what it waits for.
 struct Bell {
@@ -291,15 +291,23 @@ impl Model {
     /// # Errors
     /// [`Error::Busy`] where another thread waits for this model; [`Error::Closed`], or why the connection never could be opened.
     pub fn try_get_result(&self, timeout_ms: u64) -> Result<Option<Reply>, Error> {
+        self.await_result(timeout_ms).map(Result::ok)
+    }
+
+    fn await_result(&self, timeout_ms: u64) -> Result<Outcome, Error> {
         let deadline = after(timeout_ms);
         let _waiting = self.begin_wait()?;
         let key = self.key;
-        let look = |session: &mut Session| session.take_result(key).into_finished();
+        let look = |session: &mut Session| {
+            let finished = session.take_result(key).into_finished()?;
+            Some(finished.map(|reply| outcome(reply, session.last(key))))
+        };
         let expire = |session: &mut Session| {
-            if timeout_ms > 0 {
-                session.abandon(key);
+            if timeout_ms == 0 {
+                return Ok(Err(Missed::NotYet));
             }
-            Ok(None)
+            session.abandon(key);
+            Ok(outcome(None, session.last(key)))
         };
         let result = self.shared.wait(deadline, |session| session.next_timer(key), look, expire);
         result.map_err(|error| self.shared.endpoint.explain(error))
@@ -332,8 +340,7 @@ impl Model {
     /// [`get_result`](Model::get_result) with the fallback declared in [`ModelOptions`]: always an action, within
     /// `timeout_ms`. With the link down, or a reply that is not OK, it falls back at once.
     pub fn act(&self, timeout_ms: u64) -> Action {
-        let result = self.try_get_result(timeout_ms);
-        self.watchdog.decide(result, self.last(), Instant::now())
+        self.watchdog.decide(self.await_result(timeout_ms), Instant::now())
     }
 
     /// Asks the server to end a request CANCELLED. False where it was not asked: the request is not outstanding, or the server
@@ -348,7 +355,8 @@ impl Model {
         self.shared.endpoint.with(|inner, _, _| inner.session.outstanding(key))
     }
 
-    /// How the last [`get_result`](Model::get_result) ended; none before the first, and left as it is where nothing was outstanding.
+    /// How the last [`get_result`](Model::get_result) ended; none where nothing was outstanding, or a timeout of
+    /// 0 found nothing yet.
     pub fn last_status(&self) -> Option<Status> {
         self.last().map(|(status, _)| status)
     }

@@ -123,7 +123,8 @@ impl<W: Wake> Inner<W> {
             loop {
                 match transport.receive() {
                     Ok(true) => {
-                        self.session.on_message(now, &transport.frames);
+                        // Not `now`: what comes meanwhile came later.
+                        self.session.on_message(Instant::now(), &transport.frames);
                         news = true;
                     }
                     Ok(false) => break,

@@ -109,6 +109,7 @@ impl Fields<'_> {
             priority: options.priority,
             latency_budget_ms: options.latency_budget_ms,
             step_ms: options.step_ms,
+            problem: options.fallback.check().err().map(|reason| ("fallback".to_owned(), reason)),
             ..Fields::default()
         }
     }

@@ -21,10 +21,11 @@ impl Grid {
         (tick, u64::try_from(missed).unwrap_or(u64::MAX))
     }
 
-    /// Moves every tick from the next one on.
+    /// Moves every tick from the next one on, by what is left after whole periods.
     fn delay_ms(&mut self, milliseconds: f64) {
-        if let Ok(delay) = Duration::try_from_secs_f64(milliseconds / 1e3) {
-            self.next = self.next.checked_add(delay).unwrap_or(self.next);
+        if milliseconds.is_finite() && milliseconds > 0.0 {
+            let delay_s = (milliseconds / 1e3) % self.period.as_secs_f64();
+            self.next += Duration::from_secs_f64(delay_s);
         }
     }
 }
@@ -66,7 +67,8 @@ impl Rate {
         self.grid.period
     }
 
-    /// Moves the grid, and with it the next tick, by so much; what is not above 0 moves nothing. With
+    /// Moves the grid, and with it the next tick, by so much; what is not finite or not above 0 moves nothing, and of what is longer than
+    /// a period counts what is left after whole periods: no hint holds a loop up for longer. With
     /// `rate.delay_ms(model.take_phase_shift_ms())` before each sleep a loop follows the server's hints, by which a fleet's observations
     /// spread out.
     pub fn delay_ms(&mut self, milliseconds: f64) {
@@ -114,11 +116,26 @@ mod tests {
         let mut grid = Grid { period: Duration::from_millis(10), next: ms(10) };
         assert_eq!(grid.advance(ms(3)), (ms(10), 0));
         grid.delay_ms(4.0);
-        for nothing in [0.0, -3.0, f64::NAN, f64::INFINITY, f64::MAX] {
+        for nothing in [0.0, -3.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
             grid.delay_ms(nothing);
         }
         assert_eq!(grid.advance(ms(12)), (ms(24), 0));
         assert_eq!(grid.advance(ms(35)), (ms(44), 1)); // 34 is gone
+    }
+
+    #[test]
+    fn a_delay_holds_a_loop_up_for_less_than_a_period() {
+        let start = Instant::now();
+        let period = Duration::from_millis(10);
+        for hint in [10.0, 3e9, f64::from(f32::MAX), f64::MAX] {
+            let mut grid = Grid { period, next: start + period };
+            grid.delay_ms(hint);
+            let (tick, missed) = grid.advance(start);
+            assert!(missed == 0 && tick >= start + period && tick <= start + 2 * period, "{hint}");
+        }
+        let mut grid = Grid { period, next: start + period };
+        grid.delay_ms(34.0);
+        assert_eq!(grid.advance(start).0.duration_since(start).as_micros(), 14_000);
     }
 
     #[test]

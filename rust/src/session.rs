@@ -3,7 +3,7 @@
 //! No I/O and no clock: it is told of calls, messages, link events and the time. `docs/protocol.md`, section 6, is what it does;
 //! the section of each rule is named where the rule is kept.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -16,6 +16,10 @@ use crate::wire::{self, Encoded, Encoder, Incoming, Kind};
 
 /// Replies a model's inbox holds before the oldest is dropped.
 pub const INBOX_CAPACITY: usize = 65_536;
+/// Slots of a model that are remembered before those that are not in use are forgotten.
+const SLOTS: usize = 256;
+/// A hold-off of a day is as good as any longer one.
+const MAX_HOLD_OFF_MS: f64 = 24.0 * 3600.0 * 1000.0;
 
 /// What a session needs to know.
 #[derive(Debug, Clone)]
@@ -91,6 +95,7 @@ struct HoldOff {
     until: Instant,
     status: Status,
     reason: Reason,
+    error: String,
 }
 
 #[derive(Debug)]
@@ -101,6 +106,7 @@ struct Model {
     inbox: VecDeque<Reply>,
     /// Greatest request id given out by get_result, per slot.
     delivered: HashMap<String, u64>,
+    most_slots: usize,
     hold_off: Option<HoldOff>,
     last: Option<(Status, String)>,
     /// The last hint that nobody has taken yet.
@@ -161,6 +167,7 @@ impl Session {
             outstanding: VecDeque::new(),
             inbox: VecDeque::new(),
             delivered: HashMap::new(),
+            most_slots: SLOTS,
             hold_off: None,
             last: None,
             phase_shift_ms: 0.0,
@@ -184,7 +191,7 @@ impl Session {
         self.counters
     }
 
-    /// How the last `get_result` of this model ended, and the error text with it.
+    /// How the last `get_result` of this model ended, and the error text with it; none where nothing was outstanding or it only looked.
     pub fn last(&self, key: ModelKey) -> Option<(Status, String)> {
         self.models.get(key.0).and_then(|model| model.last.clone())
     }
@@ -304,7 +311,7 @@ impl Session {
         model.hold_off.take_if(|hold_off| hold_off.until <= now);
         if let Some(hold_off) = &model.hold_off {
             let remaining_ms = milliseconds(hold_off.until.saturating_duration_since(now)) as f32;
-            let error = format!("not sent: the server asked not to be asked for another {remaining_ms:.0} ms");
+            let error = hold_off.error.clone();
             let mut reply = local_reply(&model.id, request, now, hold_off.status, hold_off.reason, error);
             reply.retry_after_ms = remaining_ms;
             self.counters.held_off += 1;
@@ -425,6 +432,10 @@ impl Session {
 
     /// A v1 server names no request: its replies come in the order of a model's requests.
     fn on_v1_reply(&mut self, now: Instant, incoming: Incoming) {
+        if let Err(reason) = &incoming.tensors {
+            self.count_bad(reason);
+            return;
+        }
         if self.server == Server::Unknown {
             self.server = Server::V1;
         }
@@ -432,10 +443,6 @@ impl Session {
             tracing::warn!(
                 "the server speaks protocol 1: replies are matched by model in order of arrival, cancel and ping do nothing"
             );
-        }
-        if let Err(reason) = &incoming.tensors {
-            self.count_bad(reason);
-            return;
         }
         let model = self.models.iter_mut().find(|model| model.id == incoming.model_id);
         match model.and_then(|model| model.outstanding.pop_front().map(|request| (model, request))) {
@@ -506,6 +513,9 @@ impl Session {
         let Some(model) = self.models.get_mut(key.0) else { return Taken::Nothing };
         while let Some(reply) = model.inbox.pop_front() {
             if reply.status.is_ok() {
+                if !model.delivered.contains_key(&reply.slot) && model.delivered.len() >= model.most_slots {
+                    model.forget_slots();
+                }
                 let delivered = match model.delivered.get_mut(&reply.slot) {
                     Some(delivered) => delivered,
                     None => model.delivered.entry(reply.slot.clone()).or_default(),
@@ -525,6 +535,7 @@ impl Session {
                 return Taken::Nothing;
             }
         }
+        model.last = None; // so far; `abandon` says more
         match self.link {
             LinkState::Closed => Taken::Closed,
             _ if model.outstanding.is_empty() => Taken::Nothing,
@@ -549,6 +560,14 @@ impl Model {
 
     fn take(&mut self, request_id: u64) -> Option<Outstanding> {
         self.find(request_id).and_then(|index| self.outstanding.remove(index))
+    }
+
+    /// Slots of which no reply can come any more need not be remembered: their names may keep changing.
+    fn forget_slots(&mut self) {
+        let outstanding = self.outstanding.iter().map(|request| request.slot.as_str());
+        let used: HashSet<&str> = outstanding.chain(self.inbox.iter().map(|reply| reply.slot.as_str())).collect();
+        self.delivered.retain(|slot, _| used.contains(slot.as_str()));
+        self.most_slots = SLOTS.max(2 * self.delivered.len());
     }
 }
 
@@ -584,14 +603,15 @@ fn finish(
             }
             let holds_off = options.hold_off && matches!(incoming.status, Status::Rejected | Status::Unavailable);
             if holds_off && incoming.retry_after_ms > 0.0 {
-                let wait = Duration::try_from_secs_f64(f64::from(incoming.retry_after_ms) / 1e3).ok();
-                model.hold_off = wait.and_then(|wait| now.checked_add(wait)).map(|until| HoldOff {
-                    until,
+                let wait_ms = f64::from(incoming.retry_after_ms).min(MAX_HOLD_OFF_MS);
+                model.hold_off = Some(HoldOff {
+                    until: now + Duration::from_secs_f64(wait_ms / 1e3),
                     status: incoming.status,
                     reason: incoming.reason,
+                    error: incoming.error.clone(),
                 });
             }
-            if incoming.phase_shift_ms > 0.0 {
+            if incoming.phase_shift_ms.is_finite() && incoming.phase_shift_ms > 0.0 {
                 model.phase_shift_ms = incoming.phase_shift_ms;
             }
             Reply {

@@ -54,7 +54,8 @@ pub struct Action {
     /// The answer that the tensors come from: the fresh one, or the last fresh one; none before the first. With
     /// [`Source::Callback`] the one that the callback was given.
     pub reply: Option<Reply>,
-    /// Why there was no fresh answer, as far as it is known.
+    /// OK with a fresh answer, else what ended this act's wait: a refusal, LINK_LOST, TIMED_OUT; none where nothing was outstanding, or a
+    /// timeout of 0 found nothing yet.
     pub status: Option<Status>,
     /// The same for people; empty with a fresh answer.
     pub error: String,
@@ -94,12 +95,14 @@ impl Fallback {
         Fallback::of(Kind::Zero)
     }
 
-    /// The last fresh answer for at most `max_ms` after it arrived, then zeros.
+    /// The last fresh answer for at most `max_ms` (0 or more) after it arrived, then zeros. A wrong time shows in the model handle's
+    /// first send.
     pub fn hold(max_ms: f64) -> Fallback {
         Fallback::of(Kind::Hold { max_ms })
     }
 
-    /// The last fresh answer, its floating point tensors halved every `half_life_ms` since it arrived.
+    /// The last fresh answer, its floating point tensors halved every `half_life_ms` (finite, above 0) since it arrived. A wrong time
+    /// shows in the model handle's first send.
     pub fn decay(half_life_ms: f64) -> Fallback {
         Fallback::of(Kind::Decay { half_life_ms })
     }
@@ -120,6 +123,19 @@ impl Fallback {
     fn of(kind: Kind) -> Fallback {
         Fallback { kind, template: Tensors::new() }
     }
+
+    /// What is wrong with its time.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        match self.kind {
+            Kind::Hold { max_ms } if max_ms.is_nan() || max_ms < 0.0 => {
+                Err(format!("hold for {max_ms} ms; must be 0 or more"))
+            }
+            Kind::Decay { half_life_ms } if !half_life_ms.is_finite() || half_life_ms <= 0.0 => {
+                Err(format!("decay with a half-life of {half_life_ms} ms; must be finite and above 0"))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl fmt::Debug for Fallback {
@@ -131,6 +147,25 @@ impl fmt::Debug for Fallback {
             Kind::Callback(_) => formatter.write_str("Callback"),
         }
     }
+}
+
+/// Why a `get_result` gave no answer.
+#[derive(Debug)]
+pub(crate) enum Missed {
+    /// A request ended so, or TIMED_OUT.
+    Ended(Status, String),
+    /// It only looked.
+    NotYet,
+    /// Nothing was outstanding.
+    Nothing,
+}
+
+/// How a `get_result` ended.
+pub(crate) type Outcome = Result<Reply, Missed>;
+
+/// What the session gave, and how it says that the call ended.
+pub(crate) fn outcome(reply: Option<Reply>, last: Option<(Status, String)>) -> Outcome {
+    reply.ok_or_else(|| last.map_or(Missed::Nothing, |(status, error)| Missed::Ended(status, error)))
 }
 
 /// Remembers the last fresh answer of one model handle.
@@ -145,24 +180,16 @@ impl Watchdog {
         Watchdog { fallback, fresh: Mutex::new(None) }
     }
 
-    /// The action for what `get_result` gave. `last` is how it ended, as far as the session knows.
-    pub(crate) fn decide(
-        &self,
-        result: Result<Option<Reply>, Error>,
-        last: Option<(Status, String)>,
-        now: Instant,
-    ) -> Action {
-        match result {
-            Ok(Some(reply)) => self.on_fresh(reply, now),
-            Ok(None) => {
-                let action = self.fall_back(now);
-                match last.filter(|(status, _)| !status.is_ok()) {
-                    Some((status, error)) => Action { status: Some(status), error, ..action },
-                    None => Action { error: "nothing was outstanding".to_owned(), ..action },
-                }
-            }
-            Err(error) => Action { error: error.to_string(), ..self.fall_back(now) },
-        }
+    /// The action for what this very `get_result` gave.
+    pub(crate) fn decide(&self, result: Result<Outcome, Error>, now: Instant) -> Action {
+        let (status, error) = match result {
+            Ok(Ok(reply)) => return self.on_fresh(reply, now),
+            Ok(Err(Missed::Ended(status, error))) => (Some(status), error),
+            Ok(Err(Missed::NotYet)) => (None, "no reply yet".to_owned()),
+            Ok(Err(Missed::Nothing)) => (None, "nothing was outstanding".to_owned()),
+            Err(error) => (None, error.to_string()),
+        };
+        Action { status, error, ..self.fall_back(now) }
     }
 
     fn on_fresh(&self, reply: Reply, now: Instant) -> Action {
@@ -190,7 +217,7 @@ impl Watchdog {
                 (Source::Hold, reply.tensors.clone())
             }
             (Kind::Decay { half_life_ms }, Some(reply), Some(since)) => {
-                let factor = if *half_life_ms > 0.0 { 0.5f64.powf(since / half_life_ms) } else { 0.0 };
+                let factor = 0.5f64.powf(since / half_life_ms);
                 (Source::Decay, reply.tensors.map(|tensor| tensor.scaled(factor)))
             }
             (_, Some(reply), _) => (Source::Zero, reply.tensors.map(|tensor| tensor.zeros_like())),
@@ -257,7 +284,7 @@ mod tests {
     fn fed(fallback: Fallback) -> (Watchdog, Instant) {
         let start = Instant::now();
         let watchdog = Watchdog::new(fallback);
-        let action = watchdog.decide(Ok(Some(answer(start, actions(&[2.0, -4.0])))), None, start + ms(50));
+        let action = watchdog.decide(Ok(Ok(answer(start, actions(&[2.0, -4.0])))), start + ms(50));
         assert_eq!((action.source, action.age_ms, action.steps_late), (Source::Fresh, 50.0, 2));
         assert_eq!((action.status, values(&action)), (Some(Status::Ok), vec![2.0, -4.0]));
         assert_eq!(action.reply.unwrap().request_id, 1);
@@ -265,7 +292,7 @@ mod tests {
     }
 
     fn without(watchdog: &Watchdog, now: Instant) -> Action {
-        watchdog.decide(Ok(None), Some((Status::Expired, "late".to_owned())), now)
+        watchdog.decide(Ok(Err(Missed::Ended(Status::Expired, "late".to_owned()))), now)
     }
 
     #[test]
@@ -291,7 +318,7 @@ mod tests {
         tensors.insert("double", Tensor::from_slice(&[8.0f64], &[]).unwrap());
         tensors.insert("half", Tensor::from_slice(&[F16Bits::from_f32(8.0)], &[1]).unwrap());
         tensors.insert("eighth", Tensor::from_slice(&[F8E4M3FnBits::from_f32(8.0)], &[1]).unwrap());
-        watchdog.decide(Ok(Some(answer(start, tensors))), None, start + ms(10));
+        watchdog.decide(Ok(Ok(answer(start, tensors))), start + ms(10));
         let action = without(&watchdog, start + ms(110)); // two half-lives after it arrived
         assert_eq!((action.source, values(&action)), (Source::Decay, vec![2.0, -1.0]));
         assert_eq!(action.tensors["gripper"].as_slice::<i32>().unwrap(), [7]);
@@ -341,9 +368,22 @@ mod tests {
     #[test]
     fn errors_fall_back_too() {
         let (watchdog, start) = fed(Fallback::hold(1000.0));
-        let action = watchdog.decide(Err(Error::Closed), None, start + ms(60));
+        let action = watchdog.decide(Err(Error::Closed), start + ms(60));
         assert_eq!((action.source, action.error), (Source::Hold, Error::Closed.to_string()));
-        let idle = watchdog.decide(Ok(None), Some((Status::Ok, String::new())), start + ms(60));
+        let idle = watchdog.decide(Ok(Err(Missed::Nothing)), start + ms(60));
         assert_eq!((idle.status, idle.error.as_str()), (None, "nothing was outstanding"));
+        let early = watchdog.decide(Ok(Err(Missed::NotYet)), start + ms(60));
+        assert_eq!((early.status, early.error.as_str()), (None, "no reply yet"));
+    }
+
+    #[test]
+    fn a_wrong_time_is_told() {
+        for right in [Fallback::zero(), Fallback::hold(0.0), Fallback::hold(f64::INFINITY), Fallback::decay(0.1)] {
+            assert_eq!(right.check(), Ok(()));
+        }
+        for wrong in [f64::NAN, -1.0] {
+            assert!(Fallback::hold(wrong).check().is_err() && Fallback::decay(wrong).check().is_err());
+        }
+        assert!(Fallback::decay(0.0).check().is_err() && Fallback::decay(f64::INFINITY).check().is_err());
     }
 }

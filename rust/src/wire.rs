@@ -211,8 +211,8 @@ pub fn decode_reply(frames: &[Bytes]) -> Result<Incoming, String> {
         error: message.error,
         tensors,
         metadata: message.metadata,
-        retry_after_ms: hint(message.retry_after_ms),
-        phase_shift_ms: hint(message.phase_shift_ms),
+        retry_after_ms: message.retry_after_ms,
+        phase_shift_ms: message.phase_shift_ms,
         timing: message.timing.map(|timing| Timing {
             queue_ms: timing.queue_ms,
             inference_ms: timing.inference_ms,
@@ -223,15 +223,6 @@ pub fn decode_reply(frames: &[Bytes]) -> Result<Incoming, String> {
         response_id: message.response_id,
         timestamp_ns: message.timestamp_ns,
     })
-}
-
-/// A hint in ms; none (0) where it is no number or negative.
-fn hint(value: f32) -> f32 {
-    if value.is_finite() && value > 0.0 {
-        value
-    } else {
-        0.0
-    }
 }
 
 /// Checks every tensor, in the protocol's order, and takes its bytes out of the frames without a copy where they are aligned.

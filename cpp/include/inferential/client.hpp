@@ -136,7 +136,7 @@ class Model {
   /// without one.
   INFERENTIAL_API double take_phase_shift_ms() noexcept;
 
-  /// How the last get_result or act ended; nothing before the first.
+  /// How the last get_result or act ended; nothing where nothing was outstanding, or a timeout of 0 found nothing yet.
   INFERENTIAL_API std::optional<Status> last_status() const noexcept;
   /// The words that came with last_status().
   INFERENTIAL_API std::string last_error() const;

@@ -534,6 +534,45 @@ fn get_result_gives_the_first_newer_ok_reply() {
     assert_eq!(bench.result(), Some(ids[2])); // the older one is dropped
     assert_eq!(bench.counters().late_replies, 1);
     assert_eq!(bench.last(), Some(Status::Ok));
+    assert!(matches!(bench.session.take_result(bench.model), Taken::Nothing));
+    assert_eq!(bench.last(), None, "of that call alone");
+}
+
+#[test]
+fn slots_whose_names_keep_changing_are_forgotten() {
+    let mut bench = Bench::new();
+    let (first, second) = (bench.observe_slot("kept"), bench.observe_slot("kept"));
+    bench.answer(second, Status::Ok);
+    assert_eq!(bench.result(), Some(second));
+    for number in 0..5000 {
+        let id = bench.observe_slot(&format!("slot {number}"));
+        bench.answer(id, Status::Ok);
+        assert_eq!(bench.result(), Some(id));
+    }
+    assert!(bench.session.models[0].delivered.len() < 1000);
+    bench.answer(first, Status::Ok); // its slot was remembered, as it was outstanding
+    assert_eq!(bench.result(), None);
+    assert_eq!(bench.counters().late_replies, 1);
+}
+
+#[test]
+fn a_phase_shift_that_is_none_is_not_given_out() {
+    let mut bench = Bench::new();
+    for phase_shift_ms in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -1.0] {
+        let id = bench.observe();
+        bench.receive(proto::ModelResponse { phase_shift_ms, ..response(id, Status::Ok) });
+        assert_eq!(bench.session.take_phase_shift_ms(bench.model), 0.0);
+    }
+}
+
+#[test]
+fn a_bad_reply_without_an_id_says_nothing_of_the_server() {
+    let mut bench = Bench::new();
+    bench.observe();
+    let tensors = vec![proto::Tensor { key: "x".to_owned(), dtype: 2, byte_length: 99, ..Default::default() }];
+    bench.receive(proto::ModelResponse { tensors, ..response(0, Status::Ok) });
+    assert_eq!(bench.counters().bad_replies, 1);
+    assert_eq!(bench.session.server, Server::Unknown);
 }
 
 #[test]
@@ -628,6 +667,25 @@ fn an_unknown_status_is_not_ok_and_kept() {
 // ---- 6.5 hold-off
 
 #[test]
+fn a_hold_off_lasts_a_day_at_most() {
+    for hint in [f32::INFINITY, f32::MAX, 1e9] {
+        let mut bench = Bench::new();
+        let id = bench.observe();
+        bench.receive(proto::ModelResponse { error: "full".to_owned(), ..rejected(id, hint) });
+        bench.next();
+        bench.observe();
+        let Taken::Some(held) = bench.session.take_next(bench.model) else { panic!("answered here") };
+        assert!(held.local && held.error == "full" && held.retry_after_ms <= 86_400_000.0, "{held:?}");
+        bench.pass_ms(86_400_000);
+        assert!(bench.try_observe(bench.model, &Fields::default()).unwrap().1, "over after a day");
+    }
+    let mut bench = Bench::new();
+    let id = bench.observe();
+    bench.receive(rejected(id, f32::NAN));
+    assert!(bench.try_observe(bench.model, &Fields::default()).unwrap().1, "no hint");
+}
+
+#[test]
 fn while_the_server_asked_not_to_be_asked_it_is_not() {
     for status in [Status::Rejected, Status::Unavailable] {
         let mut bench = Bench::new();
@@ -652,7 +710,7 @@ fn while_the_server_asked_not_to_be_asked_it_is_not() {
 #[test]
 fn no_hold_off_without_a_hint_or_where_it_is_turned_off() {
     let mut bench = Bench::new();
-    for hint in [0.0, -5.0, f32::NAN, f32::INFINITY] {
+    for hint in [0.0, -5.0, f32::NAN] {
         let id = bench.observe();
         bench.receive(rejected(id, hint));
         assert!(bench.try_observe(bench.model, &Fields::default()).unwrap().1, "{hint}");
