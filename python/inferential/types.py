@@ -133,7 +133,9 @@ class Observation:
 
 @dataclass(slots=True)
 class Body:
-    """A model's result on its way out: a serialised ModelResponse of tensors and metadata alone, and its payload frames."""
+    """Tensors (and a model's strings) on their way out: the serialised fields of the envelope that tell of them, and the payload
+    frames.
+    """
 
     envelope: bytes
     frames: Sequence[Buffer]

@@ -205,11 +205,10 @@ def tensor_array(spec: TensorSpec, frames: Sequence[Buffer]) -> Array:
         array = np.frombuffer(frames[spec.frame], np.uint8, spec.byte_length, spec.byte_offset) != 0
         array = array.reshape(spec.shape)
     else:
-        count = spec.byte_length // dtype.itemsize
-        array = np.frombuffer(frames[spec.frame], dtype, count, spec.byte_offset).reshape(spec.shape)
+        array = np.ndarray(spec.shape, dtype, frames[spec.frame], spec.byte_offset)
         if not array.flags.aligned:
             array = array.copy()
-    array.flags.writeable = False
+    array.setflags(write=False)
     return array
 
 
@@ -330,6 +329,37 @@ def pack_tensors(
     return packed
 
 
+# (key, type, shape) of an array that travels alone -> its encoded Tensor. Bounded in number, and each entry in bytes.
+_alone: dict[tuple[str, np.dtype[Any], tuple[int, ...]], bytes] = {}
+
+
+def pack(
+    tensors: Mapping[str, Any], *, several_frames: bool, timestamps_ns: Mapping[str, int] | None = None
+) -> Body:
+    """Lays tensors out as `pack_tensors` does, and encodes them; frames below LARGE_TENSOR_BYTES are copies. Same errors.
+
+    Tensors have one field number in Observation and ModelResponse: the bytes are right for both.
+    """
+    value: Any = None
+    if len(tensors) == 1 and not timestamps_ns:
+        # One array of the same shape each time is what most robots send and most models return.
+        ((key, value),) = tensors.items()
+        if type(value) is np.ndarray:
+            found = _alone.get((key, value.dtype, value.shape))
+            if found is not None:
+                if value.nbytes < LARGE_TENSOR_BYTES:
+                    return Body(found, [value.tobytes()])
+                if value.flags.c_contiguous:
+                    return Body(found, [value.reshape(-1).view(np.uint8)])
+    packed = pack_tensors(tensors, several_frames=several_frames, timestamps_ns=timestamps_ns)
+    encoded = pb.ModelResponse(tensors=packed.tensors).SerializeToString()
+    if type(value) is np.ndarray and value.dtype.byteorder != ">" and len(encoded) <= _MAX_CHECKED_BYTES:
+        if len(_alone) >= _MAX_CHECKED:
+            _alone.clear()
+        _alone[key, value.dtype, value.shape] = encoded
+    return Body(encoded, [f if len(f) >= LARGE_TENSOR_BYTES else bytes(f) for f in packed.frames])
+
+
 # --- observations ----------------------------------------------------------------------------------------------------
 
 
@@ -415,21 +445,19 @@ def encode_observation_again(
     urgency: float,
     steps_remaining: int | None,
     metadata: Mapping[str, str],
-    packed: Packed,
+    tensors: bytes,
 ) -> bytes:
     """The envelope of an observation that differs from an encoded one (without tensors and metadata) in these fields only.
 
-    Concatenated protobuf messages of one type read as one message, so what stays the same is encoded once.
+    Concatenated protobuf messages of one type read as one message, so what stays the same is encoded once; `tensors` are as `pack`
+    encoded them.
     """
     m = pb.Observation(request_id=request_id, timestamp_ns=timestamp_ns, urgency=urgency)
     if steps_remaining is not None:
         m.steps_remaining = steps_remaining
     if metadata:
         m.metadata.update(metadata)
-    add = m.tensors.add
-    for entry in packed.tensors:
-        add(**entry)
-    return constant + m.SerializeToString()
+    return constant + m.SerializeToString() + tensors
 
 
 def encode_observation(observation: Observation, packed: Packed | None = None) -> bytes:
@@ -554,7 +582,7 @@ def encode_body(result: Any, *, several_frames: bool) -> Body:
     Raises:
         ModelError: it is neither, or holds what has no place on the wire; the message names the entry.
     """
-    if not isinstance(result, Mapping):
+    if type(result) is not dict and not isinstance(result, Mapping):
         result = {"actions": result}
     arrays: dict[str, Any] = {}
     strings: dict[str, str] = {}
@@ -566,24 +594,13 @@ def encode_body(result: Any, *, several_frames: bool) -> Body:
         else:
             arrays[key] = value
     try:
-        packed = pack_tensors(arrays, several_frames=several_frames)
+        # Small arrays are copied: a model may write to its own again before they are sent.
+        body = pack(arrays, several_frames=several_frames)
     except (ObservationError, ValueError, TypeError) as e:
         raise ModelError(f"the model returned what is no result: {e}") from None
-    envelope = _encode_tensors(tuple([tuple(entry.items()) for entry in packed.tensors]))
     if strings:
-        envelope += pb.ModelResponse(metadata=strings).SerializeToString()
-    # A model may write to its small arrays again before they are sent; copying them costs nothing.
-    frames = [f if len(f) >= LARGE_TENSOR_BYTES else bytes(f) for f in packed.frames]
-    return Body(envelope, frames)
-
-
-@functools.lru_cache(maxsize=256)
-def _encode_tensors(entries: tuple[tuple[tuple[str, Any], ...], ...]) -> bytes:
-    """A model's results have the same names and shapes again and again."""
-    m = pb.ModelResponse()
-    for entry in entries:
-        m.tensors.add(**dict(entry))
-    return m.SerializeToString()
+        body.envelope += pb.ModelResponse(metadata=strings).SerializeToString()
+    return body
 
 
 def encode_response(
@@ -606,11 +623,10 @@ def encode_response(
 ) -> list[Buffer]:
     """The frames of a reply, from the empty one on; without request_id (a v1 client) nothing of v2 is written.
 
-    The body's bytes are appended to the header's: concatenated protobuf messages of one type read as one message.
+    What a client's replies have in common is encoded once, and the body's bytes are appended to the header's: concatenated protobuf
+    messages of one type read as one message.
     """
-    m = pb.ModelResponse(response_id=response_id, timestamp_ns=timestamp_ns, model_id=model_id)
-    m.client.id = client_id
-    m.client.type = client_type
+    m = pb.ModelResponse(response_id=response_id, timestamp_ns=timestamp_ns)
     if timing is not None:
         m.inference_latency_ms = timing.inference_ms
     if metadata:
@@ -618,7 +634,6 @@ def encode_response(
     if request_id:
         m.request_id = request_id
         m.observation_timestamp_ns = observation_timestamp_ns
-        m.protocol_version = PROTOCOL_VERSION
         if status:
             m.status = int(status)  # type: ignore[assignment]
             m.reason = int(reason)  # type: ignore[assignment]
@@ -631,7 +646,16 @@ def encode_response(
             t = m.timing
             t.queue_ms, t.inference_ms, t.server_ms = timing.queue_ms, timing.inference_ms, timing.server_ms
             t.batch_size, t.replica = timing.batch_size, timing.replica
-    header = m.SerializeToString()
+    header = _response_constant(client_id, client_type, model_id, request_id != 0) + m.SerializeToString()
     if body is None:
         return [b"", header, b""]
     return [b"", header + body.envelope, *(body.frames or (b"",))]
+
+
+@functools.lru_cache(maxsize=4096)
+def _response_constant(client_id: str, client_type: str, model_id: str, v2: bool) -> bytes:
+    """The fields that all replies of one model to one client have in common."""
+    m = pb.ModelResponse(model_id=model_id, protocol_version=PROTOCOL_VERSION if v2 else 0)
+    m.client.id = client_id
+    m.client.type = client_type
+    return m.SerializeToString()

@@ -16,7 +16,7 @@ from inferential.client.session import Inbox, LinkState, Ping, Session, Stats
 from inferential.client.socket import ClientSocket
 from inferential.client.watchdog import Fallback, Watchdog
 from inferential.errors import ConnectionClosedError, ObservationError
-from inferential.types import Kind, Observation, Status
+from inferential.types import Body, Kind, Observation, Status
 
 logger = logging.getLogger("inferential.client")
 
@@ -100,18 +100,16 @@ class BaseConnection:
         """No send waits from here on."""
         self._first_send_until_s = 0.0
 
-    def _pack(self, d: Draft) -> wire.Packed:
+    def _pack(self, d: Draft) -> Body:
         try:
-            packed = wire.pack_tensors(
+            packed = wire.pack(
                 d.tensors, several_frames=self._session.several_frames, timestamps_ns=d.timestamps_ns
             )
         except ObservationError:
             raise
         except (TypeError, ValueError) as e:
             raise ObservationError(f"the tensors cannot be sent: {e}") from e
-        size = 0
-        for entry in packed.tensors:
-            size += entry["byte_length"]
+        size = sum(map(len, packed.frames))
         if size > self._options.max_message_bytes:
             raise ObservationError(
                 f"the observation has {size} bytes, more than max_message_bytes ({self._options.max_message_bytes}); "
@@ -119,7 +117,7 @@ class BaseConnection:
             )
         return packed
 
-    def _send(self, inbox: Inbox, d: Draft, packed: wire.Packed) -> Sent:
+    def _send(self, inbox: Inbox, d: Draft, packed: Body) -> Sent:
         """Takes a request_id and transmits. Never waits."""
         session = self._session
         session.check_open()
@@ -132,7 +130,7 @@ class BaseConnection:
                 urgency=d.urgency,
                 steps_remaining=d.steps_remaining,
                 metadata=d.metadata,
-                packed=packed,
+                tensors=packed.envelope,
             )
         except (TypeError, ValueError) as e:
             raise ObservationError(f"the observation cannot be encoded: {e}") from e
