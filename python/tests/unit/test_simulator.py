@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 
@@ -11,7 +12,18 @@ from pydantic import ValidationError
 from inferential.config.schema import InferentialConfig
 from inferential.errors import ConfigError
 from inferential.simulate_cli import run, table
-from inferential.simulator import Fleet, Loop, Machine, Scenario, Variant, jain, load_scenario, simulate, with_settings
+from inferential.simulator import (
+    Fleet,
+    Loop,
+    Machine,
+    Scenario,
+    Variant,
+    _Simulation,
+    jain,
+    load_scenario,
+    simulate,
+    with_settings,
+)
 
 REFUSE = Variant(name="refuse", settings={"scheduling.early_refusal": "predictive"})
 SCENARIOS = sorted((Path(__file__).parents[2] / "examples" / "scenarios").glob("*.yaml"))
@@ -72,6 +84,21 @@ def test_a_slow_loop_counts():
     [fast] = simulate(scenario(Fleet(clients=90)))
     [slow] = simulate(scenario(Fleet(clients=90), loop=Loop(receive_ms=0.6, reply_ms=0.6)))
     assert slow["in_time"] < fast["in_time"]
+
+
+@pytest.mark.parametrize("latest_only", [False, True])
+def test_requests_leave_no_reference_cycles(latest_only):
+    crowded = scenario(Fleet(clients=300, jitter_ms=40.0, latest_only=latest_only, hz=20.0), duration_s=3.0)
+    simulation = _Simulation(crowded, crowded.variants[0], 1.0)
+    gc.collect()
+    gc.disable()
+    try:
+        tally = simulation.run()[0]
+        found = gc.collect()
+    finally:
+        gc.enable()
+    assert len(tally.statuses) >= 2
+    assert found < tally.sent / 100
 
 
 def test_jain():
