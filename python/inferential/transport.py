@@ -137,6 +137,8 @@ class Transport:
         bind = self._config.bind
         socket = self._context.socket(zmq.ROUTER)
         self._socket: Any = socket  # its methods' types are those of every option and every kind of socket
+        # pyzmq's own send only looks for options that are never given here, which takes as long as sending.
+        self._send = super(zmq.Socket, socket).send
         socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.MAXMSGSIZE, self._config.max_message_bytes)
@@ -305,7 +307,7 @@ class Transport:
         large = len(frames) > 3 or _size(frames[-1]) >= COPIED_BYTES
         if large and peer.in_zmq and not self._has_room(peer, sum(map(_size, frames))):
             return False
-        send = self._socket.send
+        send = self._send
         self._sent = True
         try:
             send(peer.routing_id, _SEND_MORE)

@@ -333,9 +333,7 @@ def pack_tensors(
 _alone: dict[tuple[str, np.dtype[Any], tuple[int, ...]], bytes] = {}
 
 
-def pack(
-    tensors: Mapping[str, Any], *, several_frames: bool, timestamps_ns: Mapping[str, int] | None = None
-) -> Body:
+def pack(tensors: Mapping[str, Any], *, several_frames: bool, timestamps_ns: Mapping[str, int] | None = None) -> Body:
     """Lays tensors out as `pack_tensors` does, and encodes them; frames below LARGE_TENSOR_BYTES are copies. Same errors.
 
     Tensors have one field number in Observation and ModelResponse: the bytes are right for both.
