@@ -214,7 +214,8 @@ class Connection(BaseConnection):
             until_s = expiry
         if self._socket.poll(max(0, math.ceil(min(until_s - now, 3600.0) * 1e3))):
             self._absorb(time.monotonic())
-        self._session.expire(time.monotonic())
+        self._looked_s = now = time.monotonic()
+        self._session.expire(now)
 
     def _await_handshake(self, until_s: float) -> None:
         """Before a send: where it is the first and the link has never been up, waits for that, at most until then."""
@@ -288,7 +289,7 @@ class Model(BaseModel):
         connection = self._connection
         with connection._turn:
             connection._session.check_open()
-            connection._read()
+            connection._look()
             packed = connection._pack(d)
             connection._await_handshake(math.inf)
             return connection._send(self._inbox, d, packed)
@@ -353,9 +354,14 @@ class Model(BaseModel):
         connection, inbox = self._connection, self._inbox
         now = time.monotonic()
         deadline = deadline_after(timeout_ms, now)
-        if connection._session.link is LinkState.CLOSED:
+        closed = connection._session.link is LinkState.CLOSED
+        if closed or inbox.replies:
+            # What has been read is handed out without another look at the sockets.
             verdict = take(inbox, now)
-            return None if verdict is WAIT else verdict
+            if verdict is not WAIT:
+                return verdict
+            if closed:
+                return None
         while True:
             in_time = now < deadline
             if in_time and inbox.outstanding and not inbox.replies:

@@ -21,6 +21,7 @@ from inferential.types import Body, Kind, Observation, Status
 logger = logging.getLogger("inferential.client")
 
 _CONSTANTS = 64
+_LOOK_EVERY_S = 0.0001  # news of the link takes longer to come; a send that finds it broken looks at once
 
 
 class BaseConnection:
@@ -31,6 +32,7 @@ class BaseConnection:
         self._on_link = on_link
         self._pid = os.getpid()
         self._first_send_until_s: float | None = None
+        self._looked_s = -math.inf
         self._constants: dict[tuple[object, ...], bytes] = {}
         self._session = Session(hold_off=options.hold_off, request_timeout_s=options.request_timeout_ms / 1e3)
         self._socket = ClientSocket(options)
@@ -70,7 +72,13 @@ class BaseConnection:
             while self._socket.poll(0):
                 now = time.monotonic()
                 self._absorb(now)
+        self._looked_s = now
         self._session.expire(now)
+
+    def _look(self) -> None:
+        """`_read`, unless the sockets were looked at a moment ago: as often as a robot can act on it, not at every send of a burst."""
+        if time.monotonic() - self._looked_s >= _LOOK_EVERY_S:
+            self._read()
 
     def _absorb(self, now: float) -> None:
         """Takes in one message that has arrived, or with news of the link everything."""
@@ -102,9 +110,7 @@ class BaseConnection:
 
     def _pack(self, d: Draft) -> Body:
         try:
-            packed = wire.pack(
-                d.tensors, several_frames=self._session.several_frames, timestamps_ns=d.timestamps_ns
-            )
+            packed = wire.pack(d.tensors, several_frames=self._session.several_frames, timestamps_ns=d.timestamps_ns)
         except ObservationError:
             raise
         except (TypeError, ValueError) as e:

@@ -114,7 +114,7 @@ class Inbox:
         return hint
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one for each request: not frozen, see inferential.types
 class Pending:
     """A request without an outcome."""
 
