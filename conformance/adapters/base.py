@@ -36,11 +36,12 @@ NAMES = {number: name for name, (number, _) in DTYPES.items()}
 
 @dataclass(frozen=True)
 class Tensor:
-    """Element type by its name above, shape, and the bytes as they travel."""
+    """Element type by its name above, shape, and the bytes as they travel: elements (encoding 1), or a JPEG (2) or PNG (3) file."""
 
     dtype: str
     shape: tuple[int, ...]
     data: bytes
+    encoding: int = 1
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,25 @@ class Pong:
 
 @dataclass(frozen=True)
 class Action:
-    """What act returned; source is one of fresh, hold, decay, zero, callback, none; request_id that of its reply, 0 without one."""
+    """What act returned; source is one of fresh, hold, decay, zero, callback, none; request_id that of its reply, 0 without one; status
+    what it had waited for, None for nothing."""
 
     source: str
     tensors: dict[str, Tensor]
     age_ms: float
     steps_late: int
     request_id: int
+    status: int | None
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What an SDK's decoder read."""
+
+    request_id: int
+    status: int
+    metadata: dict[str, str]
+    tensors: dict[str, Tensor]
 
 
 class CallError(Exception):
@@ -152,6 +165,17 @@ class Adapter(abc.ABC):
     @abc.abstractmethod
     def last_status(self, model: int) -> int | None:
         """How the last get_result ended."""
+
+    @abc.abstractmethod
+    def take_phase_shift_ms(self, model: int) -> float: ...
+
+    @abc.abstractmethod
+    def pace(self, model: int, hz: float, ticks: int) -> int:
+        """So many sleeps of a Rate that follows the model's hints; how many ticks were missed."""
+
+    @abc.abstractmethod
+    def decode(self, envelope: bytes, frames: list[bytes]) -> Decoded | None:
+        """What the SDK's decoder makes of a reply, None where it refuses it."""
 
     @abc.abstractmethod
     def act(self, model: int, timeout_ms: float) -> Action: ...

@@ -2,7 +2,7 @@
 
 A binding has `version()` and a class per client (`CppConnection`, `SyncConnection`, `AsyncConnection`) whose methods take and give the
 plain values of `base.py`: tensors as (dtype number, shape, bytes), replies and actions as dicts. A refused call raises the
-binding's `CallError` with arguments (code, message).
+binding's `CallError` with arguments (code, message). Tensors that are given have a fourth entry, the encoding's number.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 import importlib
 from typing import Any, ClassVar
 
-from adapters.base import DTYPES, NAMES, Action, Adapter, CallError, Pong, Reply, Sent, Tensor
+from adapters.base import DTYPES, NAMES, Action, Adapter, CallError, Decoded, Pong, Reply, Sent, Tensor
 
 
-def _give(tensors: dict[str, Tensor] | None) -> dict[str, tuple[int, tuple[int, ...], bytes]] | None:
-    return None if tensors is None else {k: (DTYPES[t.dtype][0], t.shape, t.data) for k, t in tensors.items()}
+def _give(tensors: dict[str, Tensor] | None) -> dict[str, tuple[int, tuple[int, ...], bytes, int]] | None:
+    return (
+        None if tensors is None else {k: (DTYPES[t.dtype][0], t.shape, t.data, t.encoding) for k, t in tensors.items()}
+    )
 
 
 def _take(tensors: dict[str, tuple[int, Any, bytes]]) -> dict[str, Tensor]:
@@ -71,6 +73,16 @@ class Native(Adapter):
     def last_status(self, model: int) -> int | None:
         found = self._call(self._models[model].last_status)
         return None if found is None else int(found)
+
+    def take_phase_shift_ms(self, model: int) -> float:
+        return float(self._call(self._models[model].take_phase_shift_ms))
+
+    def pace(self, model: int, hz: float, ticks: int) -> int:
+        return int(self._call(self._models[model].pace, hz, ticks))
+
+    def decode(self, envelope: bytes, frames: list[bytes]) -> Decoded | None:
+        found = self._call(self._binding.decode, envelope, frames)
+        return None if found is None else Decoded(**{**found, "tensors": _take(found["tensors"])})
 
     def act(self, model: int, timeout_ms: float) -> Action:
         found = self._call(self._models[model].act, timeout_ms)

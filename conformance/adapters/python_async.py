@@ -10,8 +10,8 @@ from typing import Any
 import inferential
 from inferential import errors
 
-from adapters.base import Action, Adapter, Pong, Reply, Sent, Tensor
-from adapters.python_sync import call_error, model_arguments, to_action, to_array, to_pong, to_reply, to_sent
+from adapters.base import Action, Adapter, Decoded, Pong, Reply, Sent, Tensor
+from adapters.python_sync import call_error, decode, model_arguments, to_action, to_array, to_pong, to_reply, to_sent
 
 
 class PythonAsync(Adapter):
@@ -64,6 +64,19 @@ class PythonAsync(Adapter):
     def last_status(self, model: int) -> int | None:
         found = self._models[model].last_status
         return None if found is None else int(found)
+
+    def take_phase_shift_ms(self, model: int) -> float:
+        return float(self._models[model].take_phase_shift_ms())
+
+    def pace(self, model: int, hz: float, ticks: int) -> int:
+        async def run() -> int:
+            rate = inferential.AsyncRate(hz, follow=self._models[model])
+            return sum([await rate.sleep() for _ in range(ticks)])
+
+        return int(self._do(run()))
+
+    def decode(self, envelope: bytes, frames: list[bytes]) -> Decoded | None:
+        return decode(envelope, frames)
 
     def act(self, model: int, timeout_ms: float) -> Action:
         return to_action(self._do(self._models[model].act(timeout_ms)))

@@ -10,10 +10,10 @@ import inferential
 import numpy as np
 from inferential import errors
 from inferential.client.watchdog import Decay, Hold, Zero
-from inferential.types import DType, Status
-from inferential.wire import numpy_dtype, wire_dtype
+from inferential.types import DType, EncodedImage, Encoding, Status
+from inferential.wire import numpy_dtype, parse_response, tensor_bytes, wire_dtype
 
-from adapters.base import Action, Adapter, CallError, Pong, Reply, Sent, Tensor
+from adapters.base import Action, Adapter, CallError, Decoded, Pong, Reply, Sent, Tensor
 
 _CODES: list[tuple[type[BaseException], str]] = [
     (errors.ConnectionClosedError, "closed"),
@@ -30,7 +30,10 @@ def call_error(e: BaseException) -> CallError:
 
 
 def to_array(tensor: Tensor) -> Any:
-    """As a user would have it: a numpy array."""
+    """As a user would have it: a numpy array, or an encoded image."""
+    if tensor.encoding != 1:
+        height, width, channels = tensor.shape
+        return EncodedImage(tensor.data, (height, width, channels), Encoding(tensor.encoding))
     return np.frombuffer(tensor.data, numpy_dtype(DType[tensor.dtype])).reshape(tensor.shape)
 
 
@@ -79,12 +82,23 @@ def to_action(found: Any) -> Action:
     """What act returned."""
     tensors = {key: to_tensor(np.asarray(value)) for key, value in found.tensors.items()}
     request_id = 0 if found.reply is None else found.reply.request_id
-    return Action(found.source.value, tensors, found.age_ms, found.steps_late, request_id)
+    status = None if found.status is None else int(found.status)
+    return Action(found.source.value, tensors, found.age_ms, found.steps_late, request_id, status)
 
 
 def to_pong(found: Any) -> Pong | None:
     """What ping returned."""
     return None if found is None else Pong(found.round_trip_ms, found.server, dict(found.models))
+
+
+def decode(envelope: bytes, frames: list[bytes]) -> Decoded | None:
+    """The SDK's decoder alone."""
+    try:
+        r = parse_response(envelope, frames)
+    except errors.WireError:
+        return None
+    tensors = {t.key: Tensor(t.dtype.name, t.shape, bytes(tensor_bytes(t, frames))) for t in r.tensors}
+    return Decoded(r.request_id, r.status, dict(r.metadata), tensors)
 
 
 def to_fallback(kind: str, ms: float, template: dict[str, Tensor] | None) -> Any:
@@ -132,7 +146,8 @@ class PythonSync(Adapter):
         return len(self._connections) - 1
 
     def model(self, connection: int, model_id: str, options: dict[str, Any]) -> int:
-        self._models.append(self._do(self._connections[connection].model, model_id, **model_arguments(options)))
+        make = self._connections[connection].model
+        self._models.append(self._do(lambda: make(model_id, **model_arguments(options))))
         return len(self._models) - 1
 
     def observe(
@@ -150,6 +165,16 @@ class PythonSync(Adapter):
     def last_status(self, model: int) -> int | None:
         found = self._models[model].last_status
         return None if found is None else int(found)
+
+    def take_phase_shift_ms(self, model: int) -> float:
+        return float(self._models[model].take_phase_shift_ms())
+
+    def pace(self, model: int, hz: float, ticks: int) -> int:
+        rate = inferential.Rate(hz, follow=self._models[model])
+        return sum(rate.sleep() for _ in range(ticks))
+
+    def decode(self, envelope: bytes, frames: list[bytes]) -> Decoded | None:
+        return decode(envelope, frames)
 
     def act(self, model: int, timeout_ms: float) -> Action:
         return to_action(self._do(self._models[model].act, timeout_ms))

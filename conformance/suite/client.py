@@ -6,7 +6,7 @@ import struct
 import time
 from typing import Any
 
-from adapters.base import DTYPES, Action, Pong, Reply, Sent, Tensor
+from adapters.base import DTYPES, Action, Decoded, Pong, Reply, Sent, Tensor
 from adapters.worker import Worker
 
 PATIENCE_MS = 20_000.0  # for what must come: the machine may be busy
@@ -80,6 +80,12 @@ class Model:
     def last_status(self) -> int | None:
         found: int | None = self._worker.call("last_status", self._number)
         return found
+
+    def take_phase_shift_ms(self) -> float:
+        return float(self._worker.call("take_phase_shift_ms", self._number))
+
+    def pace(self, hz: float, ticks: int) -> int:
+        return int(self._worker.call("pace", self._number, hz, ticks, limit_s=ticks / hz))
 
     def two_waiters(self, timeout_ms: float) -> list[str]:
         found: list[str] = self._worker.call("two_waiters", self._number, timeout_ms, limit_s=timeout_ms / 1e3)
@@ -161,6 +167,11 @@ class Client:
         connection = Connection(self.worker, self.worker.call("connect", address, name, client_type, options))
         self._connections.append(connection)
         return connection
+
+    def decode(self, envelope: bytes, frames: list[bytes]) -> Decoded | None:
+        """What the client's decoder makes of a reply, None where it refuses it."""
+        found: Decoded | None = self.worker.call("decode", envelope, frames)
+        return found
 
     def close(self) -> None:
         for connection in self._connections:

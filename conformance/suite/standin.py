@@ -39,12 +39,10 @@ class StandIn:
         self._socket.rcvhwm = self._socket.sndhwm = 100_000
         self._socket.router_mandatory = True
         self._socket.router_handover = True
-        if port:
-            self._socket.bind(f"tcp://127.0.0.1:{port}")
-        else:
-            port = self._socket.bind_to_random_port("tcp://127.0.0.1")
-        self.port = port
-        self.address = f"tcp://127.0.0.1:{port}"
+        # A port of the system's choosing is none that it gives to outgoing connections as long as it has others.
+        self._socket.bind(f"tcp://127.0.0.1:{port or '*'}")
+        self.address = self._socket.last_endpoint.decode()
+        self.port = int(self.address.rpartition(":")[2])
 
     def receive(self, timeout_s: float = 20.0) -> Received:
         """The next message."""

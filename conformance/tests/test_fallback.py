@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import time
 from typing import Any
 
+import pytest
+
+from adapters.base import CallError
 from suite.client import Connection, Model, f32, some
 from suite.standin import StandIn
+
+OK, REJECTED, MODEL_ERROR = 0, 3, 6
+TIMED_OUT, LINK_LOST, NOT_SENT = 1001, 1002, 1003
 
 INT = some("INT32", (2,))
 TEMPLATE = {"actions": f32(9, 9), "grip": INT}
@@ -93,6 +100,57 @@ def test_decay_halves_floats_and_holds_the_rest(connection: Connection, stand_in
     x, y = floats(a)
     assert 0 <= x <= 4.01, "after at least a half-life"
     assert y == -x / 2
+
+
+def test_an_empty_template_is_none(connection: Connection, stand_in: StandIn) -> None:
+    for kind in ("zero", "hold", "decay"):
+        a = stalled(connection.model("policy", fallback=(kind, 1000.0, {})), stand_in)
+        assert (a.source, a.tensors) == ("none", {}), kind
+
+
+WRONG = [
+    ("hold", math.nan),
+    ("hold", -1.0),
+    ("decay", 0.0),
+    ("decay", -1.0),
+    ("decay", math.nan),
+    ("decay", math.inf),
+]
+
+
+@pytest.mark.parametrize("fallback", WRONG, ids=lambda f: f"{f[0]} {f[1]}")
+def test_a_time_that_is_none_is_refused(connection: Connection, fallback: tuple[str, float]) -> None:
+    with pytest.raises(CallError) as caught:
+        connection.model("policy", fallback=(*fallback, None)).observe()
+    assert caught.value.code == "argument", caught.value
+
+
+def test_status_is_what_this_act_waited_for(connection: Connection, stand_in: StandIn) -> None:
+    model = connection.model("policy", fallback=("hold", 600_000.0, None))
+    assert (model.act(60_000).status, model.last_status()) == (None, None), "nothing was outstanding"
+    for status in (REJECTED, MODEL_ERROR, 77):
+        model.send()
+        stand_in.answer(stand_in.receive(), status=status)
+        a = model.act(60_000)
+        assert (a.status, model.last_status()) == (status, status)
+        a = model.act(60_000)
+        assert (a.status, model.last_status()) == (None, None), "nothing is outstanding; the refusal was of another act"
+    model.send()
+    stand_in.answer(stand_in.receive(), LAST)
+    a = model.act(60_000)
+    assert (a.source, a.status, model.last_status()) == ("fresh", OK, OK)
+    a = model.act(60_000)
+    assert (a.source, a.status, model.last_status()) == ("hold", None, None)
+    a = stalled(model, stand_in)
+    assert (a.source, a.status, model.last_status()) == ("hold", TIMED_OUT, TIMED_OUT)
+    assert model.act(60_000).status is None, "what timed out is not outstanding any more"
+    model.send()
+    stand_in.receive()
+    assert model.act(0).status is None, "it only looked"
+    stand_in.close()
+    assert model.act(60_000).status == LINK_LOST
+    assert model.observe().status == NOT_SENT
+    assert model.act(60_000).status is None, "nothing is outstanding; the send told why"
 
 
 def test_callback_gets_the_last_answer(connection: Connection, stand_in: StandIn) -> None:

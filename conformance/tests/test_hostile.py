@@ -151,6 +151,8 @@ def strict(start_server: Callable[..., Server]) -> Server:
 def test_a_message_over_the_limit_costs_the_connection(client: Client, strict: Server) -> None:
     connection = client.connect(strict.address)
     bystander = client.connect(strict.address, "bystander")
+    for each in (connection, bystander):
+        each.wait_for_link("up")
     model, other = connection.model("inspector"), bystander.model("inspector")
     other.send({"x": f32(1)}, latency_budget_ms=60_000.0)
     other.ok()

@@ -203,8 +203,12 @@ def test_unavailable(live: Connection) -> None:
     assert (r.status, r.local) == (UNAVAILABLE, False)
     assert ABSENT in r.error
     assert r.retry_after_ms > 0
-    model.observe(**PATIENT)
-    assert model.reply().local, "held off"
+    for _ in range(100):  # the pause is a short one, and the machine may be busy for longer
+        model.observe(**PATIENT)
+        if model.reply().local:
+            break
+    else:
+        pytest.fail("never held off")
 
 
 @pytest.mark.parametrize("how", ["raise", "nothing", "object", "complex"])
@@ -343,6 +347,8 @@ def test_10000_small_requests_pipelined(live: Connection) -> None:
 
 
 def test_the_server_is_still_well(server: Server) -> None:
-    health = server.ask("health")
+    begin = time.monotonic()
+    while (health := server.ask("health"))["pending"]:  # of the last case's connection, which was just closed
+        assert time.monotonic() - begin < 20, health
+        time.sleep(0.02)
     assert health["state"] == "running"
-    assert health["pending"] == 0

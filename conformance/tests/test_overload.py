@@ -25,6 +25,7 @@ def small(start_server: Callable[..., Server]) -> Server:
 
 def test_rejected_when_the_queue_is_full(client: Client, small: Server, gate: Gate) -> None:
     connection = client.connect(small.address, hold_off=False)
+    connection.wait_for_link("up")
     model = connection.model("gate", latency_budget_ms=60_000.0)
     model.send({}, {"label": "runs"})
     gate.entered(1)

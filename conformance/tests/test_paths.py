@@ -76,6 +76,7 @@ def test_a_pipeline(path: tuple[Connection, str]) -> None:
 
 def test_errors(client: Client, local_server: Server) -> None:
     connection = client.connect(local_server.address)
+    connection.wait_for_link("up")
     model = connection.model("odd", **PATIENT)
     model.send({}, {"how": "raise"})
     r = model.reply()

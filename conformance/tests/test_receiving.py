@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import pytest
@@ -114,6 +115,7 @@ def test_next_reply_abandons_nothing(model: Model, stand_in: StandIn) -> None:
 
 def test_a_request_without_a_reply_times_out(client: Client, stand_in: StandIn) -> None:
     connection = client.connect(stand_in.address, request_timeout_ms=300)
+    connection.wait_for_link("up")
     model = connection.model("policy")
     model.send()
     got = stand_in.receive()
@@ -255,7 +257,7 @@ def test_get_result_ends_at_a_refusal_with_only_older_ones_outstanding(model: Mo
 def test_a_second_waiter_is_refused(model: Model, stand_in: StandIn) -> None:
     model.send()
     stand_in.receive()
-    assert model.two_waiters(1500) == ["concurrent", "none"]
+    assert model.two_waiters(5000) == ["concurrent", "none"]
 
 
 # --- matching --------------------------------------------------------------------------------------------------------
@@ -292,7 +294,8 @@ def test_counters(connection: Connection, model: Model, stand_in: StandIn) -> No
     got = exchange(model, stand_in, 3)
     stand_in.answer(got[0])
     stand_in.answer(got[1], status=EXPIRED)
-    assert model.get_result(100) is not None
+    assert model.get_result() is not None
+    connection.wait_for_counter("not_ok", 1)
     assert model.get_result(100) is None
     counters = connection.counters()
     expected = dict.fromkeys(("not_sent", "late_replies", "bad_replies", "link_lost", "held_off", "replies_dropped",
@@ -361,24 +364,71 @@ def test_hold_off_answers_here(connection: Connection, model: Model, stand_in: S
     assert connection.counters()["held_off"] == 1
 
 
-def test_hold_off_ends(model: Model, stand_in: StandIn) -> None:
+def test_hold_off_ends(connection: Connection, model: Model, stand_in: StandIn) -> None:
     got = exchange(model, stand_in, 1)[0]
+    begin = time.monotonic()
     stand_in.answer(got, status=REJECTED, retry_after_ms=200)
     model.reply()
-    begin = time.monotonic()
     while True:  # as a loop of observe and reply would
-        model.observe()
-        if not stand_in.receive_nothing(0.02):
+        held = connection.counters()["held_off"]
+        sent = model.send()
+        if connection.counters()["held_off"] == held:
             break
         assert model.reply().local
         assert time.monotonic() - begin < 20
-    assert time.monotonic() - begin >= 0.15
-    stand_in.answer(stand_in.receive())
+    assert time.monotonic() - begin >= 0.199
+    got = stand_in.receive()
+    assert got.request_id == sent
+    stand_in.answer(got)
     assert not model.ok().local
 
 
+@pytest.mark.parametrize("hint", [math.inf, 3.0e38, 86_400_001.0])
+def test_a_hold_off_lasts_a_day_at_most(model: Model, stand_in: StandIn, hint: float) -> None:
+    got = exchange(model, stand_in, 1)[0]
+    stand_in.answer(got, status=REJECTED, error="full", retry_after_ms=hint)
+    assert model.reply().retry_after_ms >= 86_400_000
+    model.observe()
+    r = model.reply()
+    assert (r.local, r.status, r.error) == (True, REJECTED, "full")
+    assert 86_000_000 < r.retry_after_ms <= 86_400_000
+
+
+@pytest.mark.parametrize("hint", [math.nan, -math.inf, -5.0, 0.0])
+def test_a_hint_that_is_none_holds_nothing_off(model: Model, stand_in: StandIn, hint: float) -> None:
+    got = exchange(model, stand_in, 1)[0]
+    stand_in.answer(got, status=REJECTED, retry_after_ms=hint)
+    model.reply()
+    sent = model.send()
+    assert stand_in.receive().request_id == sent
+
+
+@pytest.mark.parametrize("hint", [math.nan, math.inf, -math.inf, -5.0])
+def test_a_phase_shift_that_is_none_is_not_given_out(model: Model, stand_in: StandIn, hint: float) -> None:
+    stand_in.answer(exchange(model, stand_in, 1)[0], phase_shift_ms=hint)
+    model.ok()
+    assert model.take_phase_shift_ms() == 0
+
+
+@pytest.mark.parametrize("hint", [7.5, 1.0e9, 3.0e38])
+def test_a_rate_takes_a_phase_shift_once_and_none_holds_it_up(model: Model, stand_in: StandIn, hint: float) -> None:
+    for _ in range(2):
+        stand_in.answer(exchange(model, stand_in, 1)[0], phase_shift_ms=hint)
+        model.ok()
+    assert model.take_phase_shift_ms() == pytest.approx(hint)
+    assert model.take_phase_shift_ms() == 0
+    stand_in.answer(exchange(model, stand_in, 1)[0], phase_shift_ms=hint)
+    model.ok()
+    begin = time.monotonic()
+    model.pace(100.0, 3)
+    assert time.monotonic() - begin < 10, "three ticks of 10 ms, and less than one more"
+    assert model.take_phase_shift_ms() == 0
+
+
 def test_hold_off_can_be_turned_off(client: Client, stand_in: StandIn) -> None:
-    model = client.connect(stand_in.address, hold_off=False).model("policy")
+    connection = client.connect(stand_in.address, hold_off=False)
+    connection.wait_for_link("up")
+    model = connection.model("policy")
     got = exchange(model, stand_in, 1)[0]
     stand_in.answer(got, status=REJECTED, retry_after_ms=60_000)
     model.reply()
@@ -452,6 +502,20 @@ def test_a_bad_reply_that_nobody_waits_for_is_bad_and_not_late(
     connection.wait_for_counter("bad_replies", 2)
     counters = connection.counters()
     assert (counters["late_replies"], counters["not_ok"], counters["ok"]) == (0, 0, 1)
+
+
+def test_a_bad_reply_without_an_id_says_nothing_of_the_server(
+    connection: Connection, model: Model, stand_in: StandIn
+) -> None:
+    got = exchange(model, stand_in, 1)[0]
+    stand_in.send(got, bad_reply(0), [b""])
+    connection.wait_for_counter("bad_replies", 1)
+    connection.begin_ping()
+    p = stand_in.receive()  # a server taken for v1 is sent none
+    stand_in.answer(p, metadata={"server": "2.0.0"})
+    assert connection.end_ping() is not None
+    stand_in.answer(got)
+    assert model.ok().request_id == 1
 
 
 def test_a_bad_reply_to_a_ping_ends_it_without_an_answer(connection: Connection, stand_in: StandIn) -> None:

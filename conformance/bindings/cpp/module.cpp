@@ -3,12 +3,16 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstring>
 #include <optional>
+#include <stdexcept>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "cpp/src/wire.hpp"
 #include "inferential/client.hpp"
 
 namespace py = pybind11;
@@ -48,13 +52,15 @@ struct TensorValue {
   inferential::DType dtype;
   std::vector<std::int64_t> shape;
   std::string data;
+  inferential::Encoding encoding;
 };
 
 std::vector<TensorValue> tensors_from(const py::dict& tensors) {
   std::vector<TensorValue> found;
   for (auto [key, value] : tensors) {
-    auto [dtype, shape, data] = value.cast<std::tuple<int, std::vector<std::int64_t>, py::bytes>>();
-    found.push_back({key.cast<std::string>(), static_cast<inferential::DType>(dtype), shape, data});
+    auto [dtype, shape, data, encoding] = value.cast<std::tuple<int, std::vector<std::int64_t>, py::bytes, int>>();
+    found.push_back({key.cast<std::string>(), static_cast<inferential::DType>(dtype), shape, data,
+                     static_cast<inferential::Encoding>(encoding)});
   }
   return found;
 }
@@ -99,6 +105,33 @@ py::object to_object(const inferential::Result<inferential::Reply>& result) {
   }
 }
 
+std::optional<int> status_of(const inferential::Action& action) {
+  if (!action.error) return static_cast<int>(inferential::Status::Ok);
+  return action.error->status ? std::optional<int>(static_cast<int>(*action.error->status)) : std::nullopt;
+}
+
+// The SDK's decoder alone.
+py::object decode(const py::bytes& envelope, const std::vector<py::bytes>& frames) {
+  const auto frame_of = [](const py::bytes& bytes) {
+    const std::string_view from = bytes;
+    inferential::Frame frame(from.size());
+    if (!from.empty()) std::memcpy(frame.data(), from.data(), from.size());
+    return frame;
+  };
+  static const auto pool = std::make_shared<inferential::MessagePool>();
+  auto message = pool->acquire();
+  message->envelope = frame_of(envelope);
+  for (const auto& frame : frames) message->payload.push_back(frame_of(frame));
+  if (!inferential::wire::decode(*message)) return py::none();
+  const auto request_id = message->fields.request_id();
+  const inferential::Reply reply(std::move(message));
+  py::dict metadata;
+  for (const auto& entry : reply.metadata()) metadata[py::str(std::string(entry.key))] = std::string(entry.value);
+  using namespace py::literals;
+  return py::dict("request_id"_a = request_id, "status"_a = static_cast<int>(reply.status()), "metadata"_a = metadata,
+                  "tensors"_a = to_dict(reply.tensors()));
+}
+
 inferential::Fallback fallback_from(const py::tuple& value) {
   const auto kind = value[0].cast<std::string>();
   const auto ms = value[1].cast<double>();
@@ -128,7 +161,13 @@ class Model {
   py::tuple observe(const py::dict& tensors, const py::dict& metadata, const py::dict& options) {
     const auto values = tensors_from(tensors);
     auto observation = model_.observe();
-    for (const auto& t : values) observation.tensor_bytes(t.key, t.dtype, t.data.data(), t.data.size(), t.shape);
+    for (const auto& t : values) {
+      if (t.encoding == inferential::Encoding::Raw) {
+        observation.tensor_bytes(t.key, t.dtype, t.data.data(), t.data.size(), t.shape);
+      } else {
+        observation.tensor_encoded(t.key, t.encoding, t.data.data(), t.data.size(), t.shape);
+      }
+    }
     for (auto [key, value] : metadata) observation.metadata(key.cast<std::string>(), value.cast<std::string>());
     for (auto [name, value] : options) {
       const auto option = name.cast<std::string>();
@@ -175,7 +214,21 @@ class Model {
     static constexpr const char* kSources[] = {"fresh", "hold", "decay", "zero", "callback", "none"};
     return py::dict("source"_a = kSources[static_cast<int>(action.source)], "tensors"_a = to_dict(action.tensors),
                     "age_ms"_a = action.age_ms, "steps_late"_a = action.steps_late,
-                    "request_id"_a = action.reply ? action.reply->request_id() : 0);
+                    "request_id"_a = action.reply ? action.reply->request_id() : 0, "status"_a = status_of(action));
+  }
+
+  double take_phase_shift_ms() { return model_.take_phase_shift_ms(); }
+
+  std::uint64_t pace(double hz, int ticks) {
+    return without_gil([&] {
+      inferential::Rate rate(hz);
+      std::uint64_t missed = 0;
+      for (int i = 0; i < ticks; ++i) {
+        rate.delay_ms(model_.take_phase_shift_ms());
+        missed += rate.sleep();
+      }
+      return missed;
+    });
   }
 
   bool cancel(std::uint64_t request_id) { return model_.cancel(request_id); }
@@ -232,7 +285,11 @@ class Connection {
       } else if (option == "step_ms") {
         settings.step_ms = value.cast<float>();
       } else if (option == "fallback") {
-        settings.fallback = fallback_from(value.cast<py::tuple>());
+        try {
+          settings.fallback = fallback_from(value.cast<py::tuple>());
+        } catch (const std::invalid_argument& e) {
+          raise({ErrorCode::InvalidArgument, std::nullopt, e.what()});
+        }
       } else {
         throw py::key_error("no option " + option);
       }
@@ -285,6 +342,7 @@ class Connection {
 PYBIND11_MODULE(inferential_cpp, module) {
   call_error = PyErr_NewException("inferential_cpp.CallError", nullptr, nullptr);
   module.add_object("CallError", call_error);
+  module.def("decode", &decode);
   module.def("version", [] { return inferential::version(); });
   py::class_<Model>(module, "Model")
       .def("observe", &Model::observe)
@@ -292,6 +350,8 @@ PYBIND11_MODULE(inferential_cpp, module) {
       .def("next_reply", &Model::next_reply)
       .def("last_status", &Model::last_status)
       .def("act", &Model::act)
+      .def("take_phase_shift_ms", &Model::take_phase_shift_ms)
+      .def("pace", &Model::pace)
       .def("cancel", &Model::cancel)
       .def("two_waiters", &Model::two_waiters);
   py::class_<Connection>(module, "Connection")
