@@ -57,11 +57,16 @@ class Calls:
             replica.staged = call
             follows.yields = False
             model.ends.discard()
-        _predict(model, call, ends_at)
+        call.ends_at = ends_at
+        call.yields = True
+        model.ends.push(ends_at, call.id, call)
+        first = requests[0].expiry
         for request in requests:
             request.dispatched_at = now
             request.call = call
-        self.check_later(call)
+            if request.expiry < first:
+                first = request.expiry
+        self._checks.push(min(call.deadline, first + self._overrun_s), call.id, call)
         return call
 
     def close(self, model: ModelState, call: Call, now: float) -> ReplicaState:
@@ -120,10 +125,7 @@ class Calls:
     def due(self, now: float) -> Iterator[tuple[Call, list[Request]]]:
         """Calls to be looked at now, with those of their requests that are too late for a reply."""
         checks = self._checks
-        while True:
-            entry = checks.top()
-            if entry is None or entry[0] > now:
-                return
+        while (entry := checks.top()) is not None and entry[0] <= now:
             call = checks.pop()
             yield call, [r for r in call.requests if not r.done and r.expiry + self._overrun_s <= now]
 

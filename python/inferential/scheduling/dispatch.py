@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from inferential.config.schema import InferentialConfig
 from inferential.scheduling.base import Order
@@ -11,7 +11,7 @@ from inferential.scheduling.batching import batch_limit, enough, fits, worth_wai
 from inferential.scheduling.calls import Calls
 from inferential.scheduling.fairness import GuaranteedShare
 from inferential.scheduling.journal import Journal
-from inferential.scheduling.model import ModelState, Slots
+from inferential.scheduling.model import STAGING_PATH, ModelState, Slots
 from inferential.scheduling.replicas import ReplicaState
 from inferential.scheduling.request import INFINITY, Call, Request
 from inferential.scheduling.waiting import MAX_RETRY_AFTER_MS, End, Record, WaitingRoom
@@ -24,7 +24,8 @@ _MOST_SPARE_FOR_LEVELS = 0.35
 _MOST_SPARE = 0.25  # of the budget: where times vary so much, larger batches bring more in time than safer ones
 
 
-class _Opening(NamedTuple):
+@dataclass(slots=True)
+class _Opening:
     """A place where a call could go now."""
 
     replica: ReplicaState
@@ -34,7 +35,8 @@ class _Opening(NamedTuple):
     """The call it would be staged behind."""
 
 
-class _Plan(NamedTuple):
+@dataclass(slots=True)
+class _Plan:
     """The times of a call that could be made: it is over at `start + fixed + item x requests`, margins included."""
 
     start: float
@@ -66,10 +68,14 @@ class Dispatcher:
         """Calls to send now: most urgent first, until no model that waits has a place to go or wants to go."""
         made: list[Call] = []
         held: set[str] = set()
+        waiting = self._room.models
         while True:
-            openings = [
-                (m, o) for m in self._room.models.values() if m.name not in held and (o := self._opening(m, now))
-            ]
+            openings: list[tuple[ModelState, _Opening]] = []
+            for model in waiting.values():
+                if model.name not in held:
+                    found = self._opening(model, now)
+                    if found is not None:
+                        openings.append((model, found))
             if not openings:
                 break
             model, opening = openings[0] if len(openings) == 1 else self._next_model(openings, now)
@@ -79,7 +85,7 @@ class Dispatcher:
             else:
                 made.append(call)
         if self._predictive:
-            for model in list(self._room.models.values()):
+            for model in list(waiting.values()):
                 self._refuse_hopeless(model, now)
         return made
 
@@ -163,12 +169,14 @@ class Dispatcher:
 
     def _opening(self, model: ModelState, now: float) -> _Opening | None:
         """Where a call of a model could go now: a replica with room, else behind a call that is about to end."""
-        if model.slots.free and model.device.free:
-            for request in model.retries:
+        slots, device = model.slots, model.device
+        if slots.running < slots.limit and device.running < device.limit:
+            retries = model.retries
+            for request in retries:
                 replica = _other_replica(model, request)
                 if replica is not None:
                     return _Opening(replica, None, request, None)
-            if len(model.queue) > len(model.retries):
+            if not retries or len(model.queue) > len(retries):
                 if model.affinity:
                     opening = _affine_opening(model, now)
                     if opening is not None:
@@ -177,14 +185,14 @@ class Dispatcher:
                     replica = model.replicas.free()
                     if replica is not None:
                         return _Opening(replica, model.orders[None], None, None)
-        return self._stage(model, now) if self._staging else None
+        return self._stage(model, now) if self._staging and model.stages else None
 
     def _stage(self, model: ModelState, now: float) -> _Opening | None:
         """Behind a call that is about to end, so that its replica is not idle until the next one has come."""
         if model.service.samples < _CONFIDENT_CALLS:
             return None
         call = model.next_end()
-        if call is None or call.staged or call.replica.path != "direct":
+        if call is None or call.staged or call.replica.path != STAGING_PATH:
             return None
         replica = model.replicas.get(call.replica.id)
         if replica is None or replica.draining or replica.staged is not None:
@@ -215,11 +223,12 @@ class Dispatcher:
 
     def _start(self, model: ModelState, opening: _Opening, now: float) -> Call | None:
         """Forms a call. None: it is worth waiting for more, or everything was refused."""
-        replica, order, retry, follows = opening
+        replica, order, retry, follows = opening.replica, opening.order, opening.retry, opening.follows
         service = model.service
         speed = model.speed(replica)
         item = service.item_s * speed
-        runs = service.call_s * speed + (service.overhead_s if follows is None else 0.0)
+        following = service.call_s * speed
+        runs = following + (service.overhead_s if follows is None else 0.0)
         start = now if follows is None else max(now, follows.ends_at)
         contended = model.contended_until > now
         depth = len(model.queue)
@@ -228,7 +237,7 @@ class Dispatcher:
             self._room.remove(model, retry, served=True)
         else:
             assert order is not None, "an opening has an order or a retry"
-            plan = _Plan(start, service.call_s * speed, runs + service.margin_s + self._deadline_margin_s, item)
+            plan = _Plan(start, following, runs + service.margin_s + self._deadline_margin_s, item)
             limit = model.batch_size_of(replica)
             if model.most > 1:
                 limit = self._limit(model, order, plan, limit, contended)
@@ -237,7 +246,7 @@ class Dispatcher:
                 if hold > now and batch.size < limit:
                     model.wake = min(model.wake, hold)
                     return None
-            requests = self._gather(model, order, plan, limit, now)
+            requests = self._gather(model, order, plan, limit, contended, now)
             if not requests:
                 return None
         size = len(requests)
@@ -268,14 +277,15 @@ class Dispatcher:
         # One batch follows the other, so what it takes to reach an idle replica does not count twice.
         return batch_limit(plan.call, plan.item, budget - spare, most)
 
-    def _gather(self, model: ModelState, order: Order, plan: _Plan, limit: int, now: float) -> list[Request]:
+    def _gather(
+        self, model: ModelState, order: Order, plan: _Plan, limit: int, contended: bool, now: float
+    ) -> list[Request]:
         """Takes the requests of the next call out of the queue.
 
         With refusal on nothing is taken that would miss its deadline in this call, and nothing whose deadline is so near that it would
         make the batch too small for the device to keep up: that is refused.
         """
-        start, _, fixed, item = plan
-        contended = model.contended_until > now
+        start, fixed, item = plan.start, plan.fixed, plan.item
         judge = self._predictive and model.service.known
         wanted = limit
         if judge and limit > 1 and not contended:
@@ -340,10 +350,10 @@ class _Batch:
         return INFINITY if oldest is None else oldest.arrival
 
     def deadline_window(self, now: float) -> float:
-        model, (start, _, fixed, item) = self._model, self._plan
+        model, plan = self._model, self._plan
         first = model.queue.first_to_expire()
         if first is None or self.size >= self.limit or not model.service.known:
             return now
         # A batch that is staged begins only at `start`.
-        latest = first.expiry - fixed - item * self.size - (start - now)
-        return worth_waiting(now, self.size, self.limit, fixed, item, latest, model.forecast.next(now))
+        latest = first.expiry - plan.fixed - plan.item * self.size - (plan.start - now)
+        return worth_waiting(now, self.size, self.limit, plan.fixed, plan.item, latest, model.forecast.next(now))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable
+from heapq import heapify, heappop, heappush
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -27,15 +27,15 @@ class LazyHeap(Generic[T]):
 
     def push(self, rank: Any, tie: int, item: T) -> None:
         """Adds a member. `tie` must be unique among members of equal rank."""
-        heapq.heappush(self._entries, (rank, tie, item))
+        heappush(self._entries, (rank, tie, item))
 
     def discard(self) -> None:
         """One member left by another way."""
-        self._dead += 1
-        if self._dead > _GARBAGE_ALLOWED and 2 * self._dead > len(self._entries):
+        self._dead = dead = self._dead + 1
+        if dead > _GARBAGE_ALLOWED and 2 * dead > len(self._entries):
             alive = self._alive
             self._entries = [entry for entry in self._entries if alive(entry[2])]
-            heapq.heapify(self._entries)
+            heapify(self._entries)
             self._dead = 0
 
     def top(self) -> tuple[Any, int, T] | None:
@@ -46,7 +46,7 @@ class LazyHeap(Generic[T]):
             entry = entries[0]
             if alive(entry[2]):
                 return entry
-            heapq.heappop(entries)
+            heappop(entries)
             if self._dead:
                 self._dead -= 1
         return None
@@ -56,7 +56,7 @@ class LazyHeap(Generic[T]):
 
         The caller ends its being alive itself.
         """
-        return heapq.heappop(self._entries)[2]
+        return heappop(self._entries)[2]
 
     def __len__(self) -> int:
         """Entries held, dead ones included."""

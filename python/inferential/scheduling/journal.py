@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections import deque
 from typing import Any
 
@@ -31,7 +32,12 @@ class Journal:
     def of(self, client_id: str, request_id: int) -> list[dict[str, Any]]:
         """The decisions about a request, in order. Looks at all entries."""
         return [
-            {"at": at, "decision": what, **dict(zip(_VALUES[what], values, strict=True))}
+            {"at": at, "decision": what, **dict(zip(_VALUES[what], map(_named, values), strict=True))}
             for (at, client, number, what, values) in self._entries
             if number == request_id and client == client_id
         ]
+
+
+def _named(value: Any) -> Any:
+    # An enum's name takes longer to get than all the rest of a note.
+    return value.name if isinstance(value, enum.Enum) else value

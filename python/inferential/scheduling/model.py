@@ -17,6 +17,10 @@ from inferential.tracking.forecast import ArrivalRate, Forecast
 from inferential.tracking.health import Health
 
 
+STAGING_PATH = "direct"
+"""How replicas are reached that hold a call ready behind another one."""
+
+
 class Slots:
     """Calls that may run at the same time."""
 
@@ -59,6 +63,7 @@ class ModelState:
         "retries",
         "service",
         "slots",
+        "stages",
         "streams",
         "tight_budget",
         "turn",
@@ -103,6 +108,8 @@ class ModelState:
         self.max_batch_size = settings.max_batch_size
         self.most = 1
         """Largest batch that any replica takes."""
+        self.stages = False
+        """Whether any replica takes calls to be staged."""
         self.contended_until = -INFINITY
         self.wake = INFINITY
         """When this model wants to be looked at again."""
@@ -122,6 +129,7 @@ class ModelState:
     def replicas_changed(self) -> None:
         """After one came, changed or went."""
         self.most = max((self.batch_size_of(r) for r in self.replicas if not r.draining), default=1)
+        self.stages = any(r.replica.path == STAGING_PATH for r in self.replicas)
 
     def order_of(self, request: Request) -> Order:
         """The order that a request waits in."""

@@ -43,11 +43,13 @@ class ReplicaState:
 class Replicas:
     """A heap of those with room, the one predicted to finish first on top. O(log n) per change, amortised."""
 
-    __slots__ = ("_by_id", "_count", "_free", "live")
+    __slots__ = ("_by_id", "_count", "_free", "_only", "live")
 
     def __init__(self) -> None:
         self._by_id: dict[str, ReplicaState] = {}
         self._free: list[tuple[float, int, int, ReplicaState]] = []
+        self._only: ReplicaState | None = None
+        """Where there is one alone, as for most models, nothing needs to be ranked."""
         self._count = 0
         self.live = 0
         """How many take new calls."""
@@ -69,6 +71,7 @@ class Replicas:
             self._count += 1
             state = self._by_id[replica.id] = ReplicaState(replica, self._count)
             self.live += 1
+            self._counted()
         elif state.draining:
             self.live += 1
         state.replica = replica
@@ -88,9 +91,19 @@ class Replicas:
         self.drain(state)
         state.version += 1
         self._by_id.pop(state.replica.id, None)
+        self._counted()
+
+    def _counted(self) -> None:
+        """One came or went."""
+        states = list(self._by_id.values())
+        self._only = states[0] if len(states) == 1 else None
+        for state in states:
+            self.changed(state)
 
     def changed(self, state: ReplicaState) -> None:
         """To be told after every change of its load or speed."""
+        if state is self._only:
+            return
         state.version += 1
         free = self._free
         if state.running < state.replica.slots and not state.draining:
@@ -101,6 +114,9 @@ class Replicas:
 
     def free(self) -> ReplicaState | None:
         """The one with room that is predicted to finish a call first."""
+        only = self._only
+        if only is not None:
+            return only if only.running < only.replica.slots and not only.draining else None
         free = self._free
         while free:
             entry = free[0]

@@ -100,7 +100,7 @@ class ItemError:
     """Its deadline passed before the model began with it: EXPIRED rather than MODEL_ERROR."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one for each call: not frozen, see inferential.types
 class CallResult:
     """What a replica answered: one item for each request of the call, in order."""
 

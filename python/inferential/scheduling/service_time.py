@@ -95,10 +95,11 @@ class ServiceTime:
             inference_s: the model's own word on its execution; 0 where it gave none.
         """
         if from_idle:
+            known = self.overhead_s
             if 0.0 < inference_s < elapsed_s:
-                overhead = min(elapsed_s - inference_s, _OUTLIER * self.overhead_s + _OVERHEAD_STEP_S)
-                self.overhead_s += (overhead - self.overhead_s) * _OVERHEAD_ALPHA
-            elapsed_s = max(0.0, elapsed_s - self.overhead_s)
+                overhead = min(elapsed_s - inference_s, _OUTLIER * known + _OVERHEAD_STEP_S)
+                self.overhead_s = known = known + (overhead - known) * _OVERHEAD_ALPHA
+            elapsed_s = elapsed_s - known if elapsed_s > known else 0.0
         decay = _DECAY
         if self.samples:
             # Judged by what was predicted, before this call moves the line.
@@ -106,15 +107,15 @@ class ServiceTime:
             self._residual(elapsed_s - predicted, predicted)
             if elapsed_s < 0.5 * predicted:
                 decay = _JUMP_DECAY
-            elif self.samples > 8:
-                elapsed_s = min(elapsed_s, _OUTLIER * predicted)
+            elif elapsed_s > _OUTLIER * predicted and self.samples > 8:
+                elapsed_s = _OUTLIER * predicted
         self.samples += 1
         self._add(n, elapsed_s, decay)
-        w = self._w
-        mean_n = self._n / w
-        mean_y = self._y / w
-        spread = self._nn - mean_n * self._n
-        together = self._ny - mean_n * self._y
+        w, sum_n, sum_y = self._w, self._n, self._y
+        mean_n = sum_n / w
+        mean_y = sum_y / w
+        spread = self._nn - mean_n * sum_n
+        together = self._ny - mean_n * sum_y
         slope = (together + _SLOPE_INERTIA * self.item_s) / (spread + _SLOPE_INERTIA)
         # A line through the origin is the steepest that makes sense, a level one the flattest.
         self.item_s = slope = min(max(0.0, slope), mean_y / mean_n)
@@ -140,8 +141,8 @@ class ServiceTime:
             del ordered[bisect_left(ordered, recent.popleft())]
         recent.append(value)
         insort(ordered, value)
-        last = len(ordered) - 1
-        margin = ordered[min(last, int(_MARGIN_QUANTILE * len(ordered)))]
-        tail = ordered[min(last, int(_TAIL_QUANTILE * len(ordered)))]
+        count = len(ordered)
+        margin = ordered[int(_MARGIN_QUANTILE * count)]
+        tail = ordered[int(_TAIL_QUANTILE * count)]
         self.margin_s = max(0.0, min(margin, _MARGIN_CAP * predicted))
         self.tail_s = max(0.0, min(tail, _TAIL_CAP * predicted))
