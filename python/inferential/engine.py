@@ -58,6 +58,7 @@ class Engine:
         self._retry_after_ms = dispatch.retry_after_ms
         self._cadence_alpha = config.cadence.alpha
         self._forget_after_s = config.cadence.forget_after_s
+        self._spreads = scheduling.phase_shift == "spread"
         self._client_budgets = {
             name: c.latency_budget_ms / 1e3 for name, c in config.clients.items() if c.latency_budget_ms is not None
         }
@@ -169,6 +170,8 @@ class Engine:
             model.rate.arrived(arrival)
             model.forecast.arrived(cadence)
             model.tight_budget.add(budget)
+        if model.phases is not None:
+            model.phases.arrived(cadence, arrival)
 
         if self._draining:
             self._end(request, Status.SHUTTING_DOWN, error="the server is shutting down")
@@ -430,7 +433,7 @@ class Engine:
         if now >= self._evict_at:
             self._evict_at = now + _EVICT_EVERY_S
             for model in self._models.values():
-                model.forget(now - self._forget_after_s)
+                model.forget(now, now - self._forget_after_s)
 
     def _check_calls(self, now: float) -> None:
         """Gives up calls that got no answer, and answers their requests that are too late for one."""
@@ -483,6 +486,8 @@ class Engine:
         if not outstanding:
             del self._connections[connection]
         self._pending -= 1
+        if self._spreads:
+            self._spread(outcome)
         self._outcomes.append(outcome)
         e2e_ms = (self._now - request.arrival) * 1e3
         if outcome.status is Status.OK:
@@ -490,3 +495,23 @@ class Engine:
         if self._journal.on:
             values = (outcome.status.name, outcome.reason.name, outcome.error, e2e_ms)
             self._journal.note(self._now, request, "outcome", values)
+
+    def _spread(self, outcome: Outcome) -> None:
+        """Asks a client whose request had to wait for longer than a call, or was not served for its deadline, to come later in its
+        period, where that moment is crowded and a later one is not.
+        """
+        request = outcome.request
+        observation, stream = request.observation, request.stream
+        if stream is None or observation.is_v1 or observation.slot:
+            return  # a hint is for a connection's loop; bodies that share one can't follow it
+        model = self._models[observation.model_id]
+        if outcome.status is Status.OK:
+            if outcome.queue_ms <= model.service.mean(1) * 1e3:
+                return
+        elif outcome.status is not Status.EXPIRED and outcome.status is not Status.REJECTED:
+            return
+        assert model.phases is not None, "phase_shift is a setting of all models"
+        shift_s = model.phases.shift_s(stream.cadence, self._now)
+        if shift_s:
+            stream.cadence.ask(shift_s)
+            outcome.phase_shift_ms = shift_s * 1e3

@@ -45,6 +45,8 @@ class Fleet(Settings):
     priority: Annotated[int, Field(ge=0, le=1000)] = 1
     urgency: Annotated[float, Field(ge=0, le=1)] = 0.0
     latest_only: bool = False
+    follows_phase_shifts: bool = True
+    """Whether clients send later when the server asks them to (the setting `scheduling.phase_shift`)."""
     scales: bool = True
     """Whether a scenario's loads multiply its number of clients."""
 
@@ -178,11 +180,11 @@ Arrival: TypeAlias = "tuple[float, int, int, Observation, int]"
 
 
 def _observations(
-    fleet: Fleet, index: int, clients: int, seed: str, until: float, *, latest_only: bool
+    fleet: Fleet, index: int, clients: int, seed: str, until: float, shifts: dict[int, float], *, latest_only: bool
 ) -> Iterator[Arrival]:
     """What a fleet sends, in order of time."""
     numbers = [0] * clients
-    for at, client in _times(fleet, clients, seed, until):
+    for at, client in _times(fleet, clients, seed, until, shifts):
         number = numbers[client] = numbers[client] + 1
         observation = Observation(
             f"{fleet.name}-{client}",
@@ -198,8 +200,10 @@ def _observations(
         yield at, index, client, observation, 128
 
 
-def _times(fleet: Fleet, clients: int, seed: str, until: float) -> Iterator[tuple[float, int]]:
-    """(time, client) in order of time."""
+def _times(
+    fleet: Fleet, clients: int, seed: str, until: float, shifts: dict[int, float]
+) -> Iterator[tuple[float, int]]:
+    """(time, client) in order of time. What is in `shifts` (seconds, by client) when a client would send delays it, and is taken."""
     rng = random.Random(seed)
     period = 1.0 / fleet.hz
     jitter = fleet.jitter_ms / 1e3
@@ -216,6 +220,10 @@ def _times(fleet: Fleet, clients: int, seed: str, until: float) -> Iterator[tupl
         at, client, grid = heap[0]
         if at >= until:
             return
+        if shifts and client in shifts:
+            shift = shifts.pop(client) % period
+            heapq.heapreplace(heap, (at + shift, client, grid + shift))
+            continue
         yield at, client
         if fleet.arrivals == "poisson":
             grid = at + rng.expovariate(fleet.hz)
@@ -247,6 +255,8 @@ class _Simulation:
         self._timer_at: float | None = None
         self._tallies = [Tally() for _ in scenario.fleets]
         self._origin: dict[bytes, tuple[int, int]] = {}
+        self._shifts: list[dict[int, float]] = [{} for _ in scenario.fleets]
+        """What clients were asked to delay their next observation by, fleet by fleet; seconds."""
 
     def run(self) -> list[Tally]:
         """Runs it to the end; the tally of each fleet."""
@@ -266,7 +276,8 @@ class _Simulation:
             self._tallies[index].by_client = [0] * clients
             latest = fleet.latest_only if self._latest_only is None else self._latest_only
             seed = f"{scenario.seed}/{index}"
-            streams.append(_observations(fleet, index, clients, seed, scenario.duration_s, latest_only=latest))
+            shifts = self._shifts[index]
+            streams.append(_observations(fleet, index, clients, seed, scenario.duration_s, shifts, latest_only=latest))
         return self._play(heapq.merge(*streams) if len(streams) > 1 else streams[0])
 
     def _play(self, arrivals: Iterable[Arrival]) -> list[Tally]:
@@ -320,9 +331,11 @@ class _Simulation:
             request = outcome.request
             observation = request.observation
             sent = observation.timestamp_ns / 1e9
+            index, client = self._origin[request.connection]
+            if outcome.phase_shift_ms and self._scenario.fleets[index].follows_phase_shifts:
+                self._shifts[index][client] = outcome.phase_shift_ms / 1e3
             if sent < warm_up_s:
                 continue
-            index, client = self._origin[request.connection]
             tally = self._tallies[index]
             status = outcome.status.name if outcome.reason == 0 else f"{outcome.status.name}/{outcome.reason.name}"
             tally.statuses[status] = tally.statuses.get(status, 0) + 1

@@ -79,6 +79,8 @@ class SchedulingConfig(Settings):
     """How many recent decisions are kept for `explain`; 0: none."""
     early_refusal: Literal["off", "predictive"] = "off"
     """predictive: a request that cannot make its deadline is REJECTED as soon as that is known."""
+    phase_shift: Literal["off", "spread"] = "off"
+    """spread: clients of a fleet that send at the same moment are asked to come at different ones (the hint `phase_shift_ms`)."""
 
 
 class QueueConfig(Settings):

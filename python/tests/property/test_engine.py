@@ -34,6 +34,7 @@ configs = st.fixed_dictionaries(
         "scheduling.strategy": st.sampled_from(STRATEGIES),
         "scheduling.early_refusal": st.sampled_from(["off", "predictive"]),
         "scheduling.batch_window": st.sampled_from(["off", "deadline"]),
+        "scheduling.phase_shift": st.sampled_from(["off", "spread"]),
         "scheduling.pipeline_dispatch.enabled": st.booleans(),
         "scheduling.max_concurrent_dispatch": st.integers(1, 3),
         "scheduling.overrun_ms": st.sampled_from([0.0, 30.0, 1000.0]),
@@ -93,6 +94,11 @@ class EngineMachine(RuleBasedStateMachine):
             self.outcomes[outcome.request.sequence] = outcome
             assert outcome.request.done
             assert not outcome.request.queued
+            if outcome.phase_shift_ms:
+                stream = outcome.request.stream
+                assert self.config.scheduling.phase_shift == "spread"
+                assert not outcome.request.observation.is_v1
+                assert 0.0 < outcome.phase_shift_ms < 1.06e3 * stream.cadence.interval_s
         self.check_calls(calls)
         for call in abandoned:
             assert all(r.done or r.call is not call for r in call.requests)
@@ -100,9 +106,9 @@ class EngineMachine(RuleBasedStateMachine):
         assert [(c.id, c.replica.id, [r.sequence for r in c.requests]) for c in calls] == [
             (c.id, c.replica.id, [r.sequence for r in c.requests]) for c in twins[0]
         ]
-        assert [(o.request.sequence, o.status, o.reason, o.error, o.retry_after_ms) for o in outcomes] == [
-            (o.request.sequence, o.status, o.reason, o.error, o.retry_after_ms) for o in twins[1]
-        ]
+        assert [
+            (o.request.sequence, o.status, o.reason, o.error, o.retry_after_ms, o.phase_shift_ms) for o in outcomes
+        ] == [(o.request.sequence, o.status, o.reason, o.error, o.retry_after_ms, o.phase_shift_ms) for o in twins[1]]
         assert [c.id for c in abandoned] == [c.id for c in twins[2]]
         assert self.engine.next_wakeup() == self.shadow.next_wakeup()
 

@@ -49,6 +49,7 @@ PROOFS = {
     "scheduling.deadline_margin_ms": f"{ENGINE}/test_batches.py::test_the_margin_for_the_reply",
     "scheduling.explain_records": f"{ENGINE}/test_strategies.py::test_explain_keeps_so_many",
     "scheduling.early_refusal": f"{HERE}::test_early_refusal",
+    "scheduling.phase_shift": f"{ENGINE}/test_phase_shift.py::test_those_who_had_to_wait_are_asked_once_and_by_less_than_a_period",
     "queue.request_ttl_ms": f"{ENGINE}/test_outcomes.py::test_the_ttl_bounds_every_budget",
     "queue.max_requests": f"{ENGINE}/test_queue.py::test_all_queues_together_drop_the_oldest_of_all",
     "queue.max_requests_per_model": f"{ENGINE}/test_queue.py::test_drop_oldest",

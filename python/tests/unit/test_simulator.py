@@ -66,6 +66,23 @@ def test_arrivals_come_at_their_rate(arrivals):
     assert sum(row["statuses"].values()) == row["sent"]
 
 
+SPREAD = Variant(name="spread", settings={"scheduling.early_refusal": "predictive", "scheduling.phase_shift": "spread"})
+
+
+def test_a_burst_spreads_out_where_the_server_asks_and_clients_follow():
+    burst = Fleet(clients=80, arrivals="burst", jitter_ms=5.0)
+    follows, follows_not = (
+        simulate(scenario(burst.model_copy(update={"follows_phase_shifts": f}), variants=[REFUSE, SPREAD]))
+        for f in (True, False)
+    )
+    together, spread = follows
+    assert together["in_time"] < 0.7
+    assert spread["in_time"] >= 0.99
+    assert follows_not[0]["in_time"] == together["in_time"]
+    assert follows_not[1]["in_time"] < 0.7
+    assert spread["sent"] >= 0.98 * together["sent"], "it costs less than a period each"
+
+
 def test_two_replicas_carry_about_twice_as_much():
     one, two = (
         simulate(

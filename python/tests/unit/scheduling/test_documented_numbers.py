@@ -10,7 +10,9 @@ from inferential.config.schema import ClientConfig, InferentialConfig, ModelConf
 from inferential.scheduling.batching import batch_limit, enough, fits, worth_waiting
 from inferential.scheduling.fairness import FairQueue, GuaranteedShare
 from inferential.scheduling.order import Weights, find_policy
+from inferential.scheduling.phase import PARTS, Phases, crowded
 from inferential.scheduling.request import Request
+from inferential.tracking.cadence import Cadence
 from inferential.tracking.clients import Stream
 from inferential.types import Observation
 
@@ -103,6 +105,25 @@ def test_fair_shares():
         went.append(request.observation.client_id)
         send(went[-1])
     assert went == clients[1:]
+
+
+@pytest.mark.parametrize(("clients", "asked_from"), pairs("clients with this period"))
+def test_what_is_crowded(clients, asked_from):
+    assert crowded(int(asked_from), clients / PARTS)
+    assert not crowded(int(asked_from) - 1, clients / PARTS)
+
+
+def test_phase_shifts():
+    phases = Phases()
+    fleet = [Cadence() for _ in range(64)]
+    for now in (0.0, 1.0, 2.0, 3.0):
+        for cadence in fleet:
+            cadence.arrived(now, 0.2)
+            phases.arrived(cadence, now)
+    shifts = [phases.shift_s(cadence, 3.05) * 1e3 for cadence in fleet]
+    numbers, expected = table("asked as number")
+    for number, ms in zip(numbers[1:], expected[1:], strict=True):
+        assert shifts[int(number) - 1] == pytest.approx(0.0 if ms == "-" else float(ms), abs=0.05)
 
 
 def defaults():

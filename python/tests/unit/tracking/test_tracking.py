@@ -90,3 +90,18 @@ def test_slots_have_a_cadence_each():
     assert left is not right
     assert stream.cadence_of("left") is left
     assert stream.cadence_of("") is stream.cadence
+
+
+def test_a_phase_shift_that_is_followed_is_not_held_against_the_cadence():
+    followed, late = Cadence(), Cadence()
+    for i in range(5):
+        for cadence in (followed, late):
+            cadence.arrived(i * 0.1, 0.2)
+    followed.ask(0.06)
+    assert followed.due_at == UNKNOWN
+    assert followed.arrived(0.5, 0.2) == pytest.approx(0.0)  # it was on its way
+    assert followed.arrived(0.66, 0.2) == pytest.approx(0.0)
+    assert followed.interval_s == pytest.approx(0.1)
+    assert followed.due_at == pytest.approx(0.76, abs=0.01)
+    assert followed.arrived(0.82, 0.2) == pytest.approx(0.06), "once"
+    assert late.arrived(0.56, 0.2) == pytest.approx(0.06)
