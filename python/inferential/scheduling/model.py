@@ -8,7 +8,6 @@ from inferential.config.schema import InferentialConfig
 from inferential.scheduling.base import Order, Scheduler
 from inferential.scheduling.batching import TightBudget
 from inferential.scheduling.heap import LazyHeap
-from inferential.scheduling.phase import Phases
 from inferential.scheduling.queue import Load, RequestQueue
 from inferential.scheduling.replicas import Replicas, ReplicaState
 from inferential.scheduling.request import INFINITY, Call, Request
@@ -16,7 +15,6 @@ from inferential.scheduling.service_time import ServiceTime
 from inferential.tracking.clients import Stream, Streams
 from inferential.tracking.forecast import ArrivalRate, Forecast
 from inferential.tracking.health import Health
-
 
 STAGING_PATH = "direct"
 """How replicas are reached that hold a call ready behind another one."""
@@ -57,7 +55,6 @@ class ModelState:
         "most",
         "name",
         "orders",
-        "phases",
         "queue",
         "rate",
         "relax_at",
@@ -103,7 +100,6 @@ class ModelState:
         self.rate = ArrivalRate()
         self.forecast = Forecast()
         self.tight_budget = TightBudget()
-        self.phases = Phases() if config.scheduling.phase_shift == "spread" else None
         self.health = Health()
         budget_ms = settings.latency_budget_ms or config.scheduling.default_latency_budget_ms
         self.budget_s = budget_ms / 1e3
@@ -151,10 +147,8 @@ class ModelState:
         queued = stream.queued
         return queued > 1 and queued * self.clients_waiting >= 2.0 * len(self.queue) * max(1.0, stream.weight)
 
-    def forget(self, now: float, before: float) -> None:
-        """Forgets clients not seen since `before`."""
-        if self.phases is not None:
-            self.phases.forget(now)
+    def forget(self, before: float) -> None:
+        """Forgets clients not seen since then."""
         for stream in self.streams.evict(before):
             kept = None if stream.replica is None else self.replicas.get(stream.replica)
             if kept is not None:
