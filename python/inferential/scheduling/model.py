@@ -8,6 +8,7 @@ from inferential.config.schema import InferentialConfig
 from inferential.scheduling.base import Order, Scheduler
 from inferential.scheduling.batching import TightBudget
 from inferential.scheduling.heap import LazyHeap
+from inferential.scheduling.phase import Phases
 from inferential.scheduling.queue import Load, RequestQueue
 from inferential.scheduling.replicas import Replicas, ReplicaState
 from inferential.scheduling.request import INFINITY, Call, Request
@@ -55,6 +56,7 @@ class ModelState:
         "most",
         "name",
         "orders",
+        "phases",
         "queue",
         "rate",
         "relax_at",
@@ -100,6 +102,7 @@ class ModelState:
         self.rate = ArrivalRate()
         self.forecast = Forecast()
         self.tight_budget = TightBudget()
+        self.phases = Phases() if config.scheduling.phase_shift == "spread" else None
         self.health = Health()
         budget_ms = settings.latency_budget_ms or config.scheduling.default_latency_budget_ms
         self.budget_s = budget_ms / 1e3
@@ -147,8 +150,10 @@ class ModelState:
         queued = stream.queued
         return queued > 1 and queued * self.clients_waiting >= 2.0 * len(self.queue) * max(1.0, stream.weight)
 
-    def forget(self, before: float) -> None:
-        """Forgets clients not seen since then."""
+    def forget(self, now: float, before: float) -> None:
+        """Forgets clients not seen since `before`."""
+        if self.phases is not None:
+            self.phases.forget(now)
         for stream in self.streams.evict(before):
             kept = None if stream.replica is None else self.replicas.get(stream.replica)
             if kept is not None:
