@@ -6,12 +6,15 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import zmq
+from inferential import encode_png
 from inferential._proto.inferential.v1 import inferential_pb2 as pb
 
+from adapters.base import Tensor
 from conftest import CONFIG
-from suite.client import Client, f32
+from suite.client import Client, f32, some
 from suite.cluster import Gate
 from suite.server import Server, wait_until_ready
 from suite.vectors import Vector, load
@@ -146,6 +149,33 @@ def strict(start_server: Callable[..., Server]) -> Server:
     found = start_server(["inspector"], config=config).wait()
     wait_until_ready(found.address, ["inspector"])
     return found
+
+
+def test_what_an_sdk_lets_through_and_the_server_refuses(client: Client, strict: Server) -> None:
+    # An SDK knows its own limit of 256 MiB, not the server's of 1 MB: frames that are each below it make a message that is not.
+    connection = client.connect(strict.address)
+    connection.wait_for_link("up")
+    model = connection.model("inspector", latency_budget_ms=60_000.0)
+    model.send({"x": f32(1)})
+    model.ok()  # the server is known to read several frames from here on
+    halves = {key: some("UINT8", (600_000,), i) for i, key in enumerate("ab")}
+    sent = model.send(halves)
+    r = model.reply()
+    assert (r.request_id, r.status, r.local) == (sent, INVALID_OBSERVATION, False)
+    assert "1000000" in r.error, r.error
+    flat = encode_png(np.zeros((1000, 1200, 1), np.uint8))  # a small file, and a large image
+    sent = model.send({"camera": Tensor("UINT8", flat.shape, flat.data, 3)})
+    r = model.reply()
+    assert (r.request_id, r.status, r.local) == (sent, INVALID_OBSERVATION, False)
+    assert "camera" in r.error
+    assert "shape" in r.error
+    assert model.get_result(0) is None
+    model.send({"b": halves["b"]})
+    found = model.get_result()
+    assert found is not None
+    assert found.tensors == {"b": halves["b"]}
+    counters = connection.counters()
+    assert (counters["not_ok"], counters["link_lost"], counters["reconnects"]) == (2, 0, 0)
 
 
 def test_a_message_over_the_limit_costs_the_connection(client: Client, strict: Server) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import time
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
+from inferential import encode_jpeg, encode_png
 
-from adapters.base import DTYPES, Reply
+from adapters.base import DTYPES, Reply, Tensor
 from suite.client import Connection, f32, some
 from suite.cluster import ABSENT, Gate
 from suite.server import Server
@@ -109,6 +112,45 @@ def test_large_and_small_tensors_together(live: Connection) -> None:
     for _ in range(3):  # in one frame first, then in several
         model.send(tensors, **PATIENT)
         assert model.ok().tensors == tensors
+
+
+def image(encoding: int, shape: tuple[int, int, int]) -> Tensor:
+    """A JPEG (2) or PNG (3) file of noise."""
+    pixels = np.frombuffer(some("UINT8", shape).data, np.uint8).reshape(shape)
+    encoded = encode_jpeg(pixels) if encoding == 2 else encode_png(pixels)
+    return Tensor("UINT8", shape, encoded.data, encoding)
+
+
+def decoded(file: Tensor) -> Tensor:
+    """What a model gets to see of it."""
+    pixels = np.asarray(PIL.Image.open(io.BytesIO(file.data)))
+    return Tensor("UINT8", file.shape, pixels.tobytes())
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 3), (48, 64, 3), (9, 4, 1)], ids=str)
+def test_images_reach_the_model_decoded(live: Connection, shape: tuple[int, int, int]) -> None:
+    model = live.model("inspector", **PATIENT)
+    png, jpeg = image(3, shape), image(2, shape)
+    model.send({"png": png, "state": f32(1), "jpeg": jpeg})
+    r = model.ok()
+    assert (r.tensors["png"], r.tensors["state"]) == (decoded(png), f32(1))
+    # JPEG decoders may differ by a little.
+    got = r.tensors["jpeg"]
+    assert (got.dtype, got.shape) == ("UINT8", shape)
+    seen_by_us = np.frombuffer(decoded(jpeg).data, np.uint8).astype(int)
+    assert np.abs(np.frombuffer(got.data, np.uint8) - seen_by_us).max() <= 16
+
+
+def test_a_broken_image_is_told(live: Connection) -> None:
+    model = live.model("inspector", **PATIENT)
+    png = image(3, (48, 64, 3))
+    cut = Tensor(png.dtype, png.shape, png.data[: len(png.data) // 2], 3)  # its header is whole
+    model.send({"camera": cut})
+    r = model.reply()
+    assert r.status in (INVALID, MODEL_ERROR)
+    assert "camera" in r.error
+    model.send({"camera": png})
+    assert model.ok().tensors == {"camera": decoded(png)}
 
 
 def test_64_mb(live: Connection) -> None:

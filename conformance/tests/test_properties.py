@@ -16,7 +16,7 @@ from adapters.python_sync import decode as reference
 from suite.client import Client
 
 FRAMES = st.lists(st.binary(max_size=64), min_size=1, max_size=3)
-SIZES = {number: size for number, size in DTYPES.values()}
+SIZES = dict(DTYPES.values())
 # Near what is right, so that many are; and far from it.
 NUMBERS = st.integers(0, 70) | st.sampled_from([2**31, 2**32, 2**63 - 1, 2**63, 2**64 - 8, 2**64 - 1])
 SHAPES = st.lists(st.integers(0, 5) | st.sampled_from([-1, 2**31, 2**62, 2**63 - 1, -(2**63)]), max_size=5)
