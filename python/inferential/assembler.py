@@ -69,7 +69,7 @@ def assemble(
     """Decodes and checks a message (docs/protocol.md, sections 2 and 3).
 
     Args:
-        frames: the envelope and the payload frames.
+        frames: the envelope and the payload frames, each bytes or what is as long as it has bytes (zmq.Frame).
         clock: of the connection it came from.
         now: monotonic seconds.
         max_message_bytes: for all frames together, and for an image once it is decoded.
@@ -78,8 +78,8 @@ def assemble(
     Raises:
         WireError: what is wrong, with the field's name, and the request_id where it could be read.
     """
-    envelope = bytes(memoryview(frames[0]))
-    sizes = [memoryview(f).nbytes for f in frames[1:]]
+    envelope = bytes(frames[0])
+    sizes = [len(f) for f in frames[1:]]
     size = sum(sizes)
     observation = wire.parse_observation(envelope, sizes)
     if size + len(envelope) > max_message_bytes:

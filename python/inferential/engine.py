@@ -300,7 +300,8 @@ class Engine:
         self._at(now)
 
     def _at(self, now: float) -> None:
-        self._now = max(self._now, now)
+        if now > self._now:
+            self._now = now
         self._unsettled = True
 
     @property
@@ -310,7 +311,8 @@ class Engine:
 
     def next_wakeup(self) -> float | None:
         """When `advance` must be called next if nothing else happens; None: never."""
-        self._settle()
+        if self._unsettled:
+            self._settle()
         wake = self._calls.next_check
         for model in self._room.models.values():
             wake = min(wake, model.wake)
@@ -320,13 +322,15 @@ class Engine:
 
     def take_calls(self) -> list[Call]:
         """Calls to send, since the last time."""
-        self._settle()
+        if self._unsettled:
+            self._settle()
         taken, self._new_calls = self._new_calls, []
         return taken
 
     def take_outcomes(self) -> list[Outcome]:
         """Requests that ended, since the last time."""
-        self._settle()
+        if self._unsettled:
+            self._settle()
         taken, self._outcomes = self._outcomes, []
         return taken
 
@@ -334,7 +338,8 @@ class Engine:
         """Calls that nobody waits for any more, since the last time; the backend may cancel them. Until it answers, or the call times
         out, they keep their slots: a model that hangs is not given more work because its clients have left.
         """
-        self._settle()
+        if self._unsettled:
+            self._settle()
         taken, self._abandoned = self._abandoned, []
         return taken
 
@@ -422,11 +427,10 @@ class Engine:
     # --- the decisions -----------------------------------------------------------------------------------------------
 
     def _settle(self) -> None:
-        if not self._unsettled:
-            return
         self._unsettled = False
         now = self._now
-        self._check_calls(now)
+        if now >= self._calls.next_check:
+            self._check_calls(now)
         if self._room.models:
             self._dispatcher.expire(now)
             self._new_calls += self._dispatcher.dispatch(now)
@@ -493,7 +497,7 @@ class Engine:
         if outcome.status is Status.OK:
             self._record("e2e_latency_ms", e2e_ms, observation.model_id, observation.client_id)
         if self._journal.on:
-            values = (outcome.status.name, outcome.reason.name, outcome.error, e2e_ms)
+            values = (outcome.status, outcome.reason, outcome.error, e2e_ms)
             self._journal.note(self._now, request, "outcome", values)
 
     def _spread(self, outcome: Outcome) -> None:
