@@ -18,13 +18,29 @@ _is_queued = attrgetter("queued")
 class _Level:
     """The waiting requests of one priority."""
 
-    __slots__ = ("by_key", "by_share", "count", "number")
+    __slots__ = ("by_key", "by_share", "count", "number", "sharing")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.by_key: LazyHeap[Request] = LazyHeap(_is_queued)
         self.by_share = FairQueue(number)
+        self.sharing = False
+        """Whether what waits is in `by_share` too: only while shares matter, for what nobody asks is not worth its time."""
         self.count = 0
+
+    def first(self, contended: bool) -> Request | None:
+        """The one that goes next."""
+        if contended:
+            if not self.sharing:
+                self.sharing = True
+                for request in self.by_key:
+                    self.by_share.push(request)
+            return self.by_share.first()
+        if self.sharing:
+            self.sharing = False
+            self.by_share.clear()
+        entry = self.by_key.top()
+        return None if entry is None else entry[2]
 
 
 class DeadlineOrder:
@@ -57,7 +73,8 @@ class DeadlineOrder:
             self._active.insert(at, level)
         level.count += 1
         level.by_key.push(request.key, request.sequence, request)
-        level.by_share.push(request)
+        if level.sharing:
+            level.by_share.push(request)
 
     def first(self, contended: bool) -> Request | None:
         """See Order."""
@@ -70,10 +87,7 @@ class DeadlineOrder:
                 level = self._by_number[self._share.best(self._numbers)]
             else:
                 level = self._earliest_level()
-        if contended:
-            return level.by_share.first()
-        entry = level.by_key.top()
-        return None if entry is None else entry[2]
+        return level.first(contended)
 
     def rivals(self, request: Request) -> int:
         """See Order."""
@@ -94,7 +108,8 @@ class DeadlineOrder:
         number = request.observation.priority
         level = self._by_number[number]
         level.by_key.discard()
-        level.by_share.discard(request, served)
+        if level.sharing:
+            level.by_share.discard(request, served)
         level.count -= 1
         if not level.count:
             self._active.remove(level)

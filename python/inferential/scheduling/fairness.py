@@ -71,11 +71,16 @@ class FairQueue:
         if others is None:
             others = line.others = LazyHeap(_is_queued)
         first = line.first
-        if request.key < first.key:
+        if (request.key, request.sequence) < (first.key, first.sequence):
             self._leave(line)
             self._enter(stream, _Line(line.account, line.turn, line.due, request, others))
             request = first
         others.push(request.key, request.sequence, request)
+
+    def clear(self) -> None:
+        """Nothing waits here any more; what clients have had, and are owed, stays."""
+        self._lines.clear()
+        self._places = LazyHeap(_is_current)
 
     def first(self) -> Request | None:
         """The one that goes next."""
@@ -106,7 +111,7 @@ class FairQueue:
         if others is None or others.top() is None:
             del self._lines[stream]
         else:
-            # While shares do not matter clients are not served in turn: who falls behind then saves up no more than a round.
+            # Where levels share a clock's time unevenly somebody may fall behind: that saves up no more than a round.
             self._enter(stream, _Line(account, line.turn, max(due, self.now - 1), others.pop(), others))
 
     def _enter(self, stream: Stream, line: _Line) -> None:
@@ -145,6 +150,8 @@ class GuaranteedShare:
         owed = self._owed
         if owed.get(level, 0.0) >= 1.0:
             owed[level] -= 1.0
+            return
+        if level >= waiting[-1]:
             return
         lower = [other for other in waiting if other > level]
         for other in lower:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from heapq import heapify, heappop, heappush
 from typing import Any, Generic, TypeVar
 
@@ -57,6 +57,11 @@ class LazyHeap(Generic[T]):
         The caller ends its being alive itself.
         """
         return heappop(self._entries)[2]
+
+    def __iter__(self) -> Iterator[T]:
+        """Members that are alive, in no order."""
+        alive = self._alive
+        return (item for _, _, item in self._entries if alive(item))
 
     def __len__(self) -> int:
         """Entries held, dead ones included."""
