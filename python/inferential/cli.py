@@ -211,7 +211,12 @@ else:
         )
         with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
             socket.set(zmq.LINGER, 0)
-            socket.connect(server if "://" in server else f"tcp://{server}")
+            try:
+                socket.connect(server if "://" in server else f"tcp://{server}")
+            except zmq.ZMQError as e:
+                raise ConfigError(
+                    f"--server is {server!r}: {e}; it must be an address as in 'tcp://localhost:5555'"
+                ) from None
             socket.send_multipart([b"", wire.encode_observation(question), b""])
             if not socket.poll(int(timeout_ms)):
                 raise InferentialError(f"no answer from {server} in {timeout_ms:g} ms")

@@ -2,6 +2,24 @@
 
 from __future__ import annotations
 
+MAX_DESCRIPTION = 2000
+
+
+def describe(error: BaseException) -> str:
+    """What an exception says, as a reply can carry it: UTF-8 and at most MAX_DESCRIPTION characters, whatever the model put into it."""
+    name = type(error).__name__
+    try:
+        text = str(error)
+    except Exception:
+        text = ""
+    if not text:
+        return name
+    if not isinstance(error, InferentialError):
+        text = f"{name}: {text}"
+    if len(text) > MAX_DESCRIPTION:
+        text = text[: MAX_DESCRIPTION - 3] + "..."
+    return text.encode(errors="replace").decode()
+
 
 class InferentialError(Exception):
     """Root of every exception that this package raises on purpose."""

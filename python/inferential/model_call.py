@@ -25,13 +25,15 @@ from typing import Any
 import numpy as np
 
 from inferential import wire
-from inferential.errors import ConfigError, InferentialError, MissingDependencyError, ModelError, WireError
+from inferential.errors import ConfigError, MissingDependencyError, ModelError, WireError, describe
 from inferential.scheduling.request import INFINITY, CallResult, ItemError
 from inferential.types import Body, Buffer, Observation
 
 logger = logging.getLogger("inferential.model")
 
 _ASYNC_WHERE_SYNC = "the model handed out a coroutine from a sync method: declare the method with `async def`"
+# A model that exits has failed; it must not take its loop, its replica or the server along.
+_FAILURES = (Exception, SystemExit)
 LOG_INTERVAL_S = 10.0  # a model that fails on every call must not fill the disk
 
 
@@ -161,9 +163,12 @@ class ModelCall:
         """Calls the model's warm_up, where it has one; what that raises is raised."""
         method = getattr(self._model, "warm_up", None)
         if method is not None:
-            result = method()
-            if inspect.isawaitable(result):
-                await result
+            try:
+                result = method()
+                if inspect.isawaitable(result):
+                    await result
+            except SystemExit as e:
+                raise ModelError(describe(e)) from e
 
     def run(self, items: Sequence[Item]) -> CallResult:
         """Runs a call of a sync model to its end in this thread. Never raises an Exception: failures are items."""
@@ -195,7 +200,7 @@ class ModelCall:
             body = wire.encode_body(result, several_frames=item.observation.request_id != 0)
         except (WireError, MissingDependencyError) as e:
             body = ItemError(str(e))
-        except Exception as e:
+        except _FAILURES as e:
             body = self._failed(e)
         return CallResult((body,), inference_s)
 
@@ -246,7 +251,7 @@ class ModelCall:
             try:
                 bodies.append(wire.encode_body(result, several_frames=item.observation.request_id != 0))
             except ModelError as e:
-                bodies.append(ItemError(str(e)))
+                bodies.append(ItemError(describe(e)))
         return CallResult(bodies, prepared.inference_s)
 
     async def _run_single(self, prepared: Prepared, i: int) -> None:
@@ -262,7 +267,7 @@ class ModelCall:
                 result = infer(prepared.observations[i])
             if type(result) is not dict and inspect.isawaitable(result):
                 result = await result
-        except Exception as e:
+        except _FAILURES as e:
             result = self._failed(e)
         prepared.results[i] = self._failed(result) if isinstance(result, BaseException) else result
 
@@ -271,7 +276,7 @@ class ModelCall:
         infer_batch = self._infer_batch
         assert infer_batch is not None
         batch = [prepared.observations[i] for i in indices]
-        failure: Exception
+        failure: BaseException
         try:
             if self._batch_context:
                 assert prepared.contexts is not None
@@ -283,7 +288,7 @@ class ModelCall:
             results = list(results)
             if len(results) != len(batch):
                 raise ModelError(f"infer_batch returned {len(results)} results for {len(batch)} observations")
-        except Exception as e:
+        except _FAILURES as e:
             failure = e
         else:
             for i, result in zip(indices, results, strict=True):
@@ -307,8 +312,7 @@ class ModelCall:
         if now - self._logged_at >= LOG_INTERVAL_S:
             self._logged_at = now
             logger.warning("model %r failed (shown once per %.0f s)", self.name, LOG_INTERVAL_S, exc_info=error)
-        text = str(error) if isinstance(error, InferentialError) else f"{type(error).__name__}: {error}"
-        return ItemError(text)
+        return ItemError(describe(error))
 
 
 def _shapes(observation: Mapping[str, Any]) -> tuple[Any, ...]:

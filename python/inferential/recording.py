@@ -321,6 +321,8 @@ def open_recording(path: Path) -> Recording:
         with path.open("rb") as f:
             for record in make_reader(f).iter_metadata():
                 metadata[record.name] = dict(record.metadata)
+    except OSError as e:
+        raise RecordingError(f"{path}: cannot read it: {e}") from None
     except McapError as e:
         raise RecordingError(f"{path}: not an MCAP file, or one that was not finished ({e})") from None
     if "inferential" not in metadata:

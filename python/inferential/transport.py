@@ -400,7 +400,6 @@ def _why(e: zmq.ZMQError) -> str:
         errno.ENODEV: "this machine has no such address or network interface",
         errno.EACCES: "no permission; ports below 1024 are for root",
         errno.EINVAL: "it is no endpoint; write it like tcp://127.0.0.1:5555, tcp://*:5555 or ipc:///run/inferential.sock",
-        errno.EPROTONOSUPPORT: "there is no such transport; use tcp:// or ipc://",
     }
     return hints.get(e.errno or 0, str(e))
 

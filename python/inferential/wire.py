@@ -581,6 +581,8 @@ def encode_body(result: Any, *, several_frames: bool) -> Body:
         ModelError: it is neither, or holds what has no place on the wire; the message names the entry.
     """
     if type(result) is not dict and not isinstance(result, Mapping):
+        if result is None:
+            raise ModelError("the model returned None; return a dict of arrays and strings, or an array")
         result = {"actions": result}
     arrays: dict[str, Any] = {}
     strings: dict[str, str] = {}
@@ -594,10 +596,10 @@ def encode_body(result: Any, *, several_frames: bool) -> Body:
     try:
         # Small arrays are copied: a model may write to its own again before they are sent.
         body = pack(arrays, several_frames=several_frames)
+        if strings:
+            body.envelope += pb.ModelResponse(metadata=strings).SerializeToString()
     except (ObservationError, ValueError, TypeError) as e:
         raise ModelError(f"the model returned what is no result: {e}") from None
-    if strings:
-        body.envelope += pb.ModelResponse(metadata=strings).SerializeToString()
     return body
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from inferential import wire
 from inferential.backends.base import BackendEvents
 from inferential.backends.cluster import Application, Signature
-from inferential.errors import InferentialError, ModelError
+from inferential.errors import InferentialError, ModelError, describe
 from inferential.model_call import Item
 from inferential.scheduling.request import Call, CallError, CallResult, ItemError, Replica
 from inferential.types import Encoding
@@ -185,7 +185,6 @@ class HandlePath:
                 return await model.call(size_bytes, *arguments)
             except Exception as e:
                 cause = getattr(e, "cause", None) or e
-                text = f"{type(cause).__name__}: {cause}"
                 # A class that could not be looked at: learn from its answer how it wants to be called.
                 if not model.known and method == "infer" and "call a method 'infer' that does not exist" in str(e):
                     model.use("__call__")
@@ -193,7 +192,7 @@ class HandlePath:
                     model.takes_context = True
                 elif (model.method, model.takes_context) == (method, takes_context):
                     if _is_model_error(e):
-                        raise ModelError(text) from None
+                        raise ModelError(describe(cause)) from None
                     raise
 
 
@@ -208,6 +207,5 @@ def _is_model_error(error: BaseException) -> bool:
 
 
 def _lost(model: str, error: BaseException) -> CallError:
-    text = str(error).splitlines()
-    what = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    what = describe(error).splitlines()[0]
     return CallError(f"the call of model {model!r} got lost in Ray Serve ({what})", retryable=True, unavailable=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from inferential.backends.base import BackendEvents
-from inferential.errors import ConfigError
+from inferential.errors import ConfigError, describe
 from inferential.model_call import Item, ModelCall
 from inferential.scheduling.request import Call, CallError, CallResult, Replica
 
@@ -317,7 +317,7 @@ def _warmed_up(
 
 
 def _fault(e: BaseException) -> CallError:
-    return CallError(f"{type(e).__name__}: {e}", retryable=False)
+    return CallError(describe(e), retryable=False)
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: Any) -> None:

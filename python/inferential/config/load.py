@@ -62,11 +62,12 @@ def parse_config(data: Any) -> InferentialConfig:
 
 
 def check_config(config: InferentialConfig) -> None:
-    """The checks that concern several settings at once.
+    """The checks that a type cannot make: the endpoint, and settings that concern each other.
 
     Raises:
-        ConfigError: two settings contradict each other.
+        ConfigError: the endpoint is none, or two settings contradict each other.
     """
+    _check_endpoint(config.transport.bind)
     ttl_ms = config.queue.request_ttl_ms
     budgets: dict[str, float | None] = {
         "scheduling.default_latency_budget_ms": config.scheduling.default_latency_budget_ms
@@ -82,6 +83,23 @@ def check_config(config: InferentialConfig) -> None:
         raise ConfigError(
             f"transport.idle_client_timeout_s is {idle_s:g}; it must be at least queue.request_ttl_ms "
             f"({ttl_ms / 1e3:g} s), else clients are forgotten while they wait for an answer"
+        )
+
+
+def _check_endpoint(bind: str) -> None:
+    transport, _, address = bind.partition("://")
+    if transport == "ipc" and address:
+        return
+    host, _, port = address.rpartition(":")
+    # ZMQ itself takes the port modulo 65,536.
+    if (
+        transport != "tcp"
+        or not host
+        or not (port == "*" or (port.isascii() and port.isdigit() and int(port) < 65_536))
+    ):
+        raise ConfigError(
+            f"transport.bind is {bind!r}; it should be like tcp://127.0.0.1:5555, tcp://*:5555 or ipc:///run/inferential.sock, "
+            "with a port up to 65535"
         )
 
 

@@ -14,9 +14,9 @@ Bytes = Annotated[int, Field(ge=1)]
 
 
 class Settings(BaseModel):
-    """Base of all settings: unknown names are errors, assignments are validated."""
+    """Base of all settings: unknown names and values of another type are errors, assignments are validated."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, strict=True)
 
 
 class TransportConfig(Settings):
@@ -59,7 +59,7 @@ class SchedulingConfig(Settings):
     """How long one action lasts, for requests that say how many steps remain but not how long a step is."""
     urgency_weight_ms: MillisecondsOrZero = 20.0
     """How much earlier urgency 1 moves a request."""
-    overdue_weight: Annotated[float, Field(ge=0)] = 1.0
+    overdue_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """How much of the time that a client is overdue moves its request earlier."""
     overdue_cap_ms: MillisecondsOrZero = 50.0
     """The most that being overdue moves a request."""
@@ -159,7 +159,7 @@ class ClientConfig(Settings):
 
     latency_budget_ms: Milliseconds | None = None
     """For its requests that carry none."""
-    share: Annotated[float, Field(gt=0)] = 1.0
+    share: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Weight in the fair sharing between clients of one level."""
 
 
@@ -200,7 +200,7 @@ class ModelsConfig(Settings):
 class LifecycleConfig(Settings):
     """Stopping."""
 
-    grace_period_s: Annotated[float, Field(ge=0)] = 5.0
+    grace_period_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
     """On SIGINT or SIGTERM: how long what was accepted may still be answered."""
 
 

@@ -126,11 +126,28 @@ def test_serve_local_callables_until_a_signal(tmp_path: Path) -> None:
         ([":x"], "write it as"),
         (["math:pi"], "model 'pi' is a float"),
         (["math:floor", "--log-level", "loud"], "--log-level is 'loud'"),
-        (["math:floor", "--bind", "nonsense"], "transport.bind: cannot bind 'nonsense'"),
+        (["math:floor", "--bind", "nonsense"], "transport.bind is 'nonsense'"),
     ],
 )
 def test_serve_tells_what_is_wrong(arguments: list[str], word: str) -> None:
     result = command("serve", *arguments)
+    assert result.returncode == 2
+    assert word in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["explain", "robot", "1", "--server", "nonsense://"], "--server is 'nonsense://'"),
+        (["ping", "nonsense://"], "server is 'nonsense://'"),
+        (["replay", "nowhere.mcap"], "nowhere.mcap: cannot read it"),
+        (["simulate", "nowhere.yaml"], "nowhere.yaml: "),
+        (["check-config", "nowhere.toml"], "nowhere.toml: cannot read it"),
+    ],
+)
+def test_what_cannot_be_reached_or_read_is_named(arguments: list[str], word: str) -> None:
+    result = command(*arguments)
     assert result.returncode == 2
     assert word in result.stderr
     assert "Traceback" not in result.stderr

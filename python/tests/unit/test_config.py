@@ -87,6 +87,15 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         ({"queue": {"request_ttl_ms": 100.0}}, "scheduling.default_latency_budget_ms is 1000; it may be at most"),
         ({"clients": {"r": {"latency_budget_ms": 9000}}}, "clients.r.latency_budget_ms is 9000; it may be at most"),
         ({"models": {"default": {"latency_budget_ms": 9000}}}, "models.default.latency_budget_ms is 9000; it may be"),
+        ({"models": {"known": {"a": {"max_inflight": True}}}}, "a.max_inflight is True: it should be a valid integer"),
+        ({"models": {"known": {"a": {"max_inflight": "4"}}}}, "a.max_inflight is '4': it should be a valid integer"),
+        ({"dispatch": {"staging": 1}}, "dispatch.staging is 1: it should be a valid boolean"),
+        ({"clients": {"r": {"share": float("inf")}}}, "clients.r.share is inf: it should be a finite number"),
+        ({"transport": {"bind": "tcp://*:99999"}}, "transport.bind is 'tcp://*:99999'; it should be like"),
+        ({"transport": {"bind": "localhost:5555"}}, "transport.bind is 'localhost:5555'; it should be like"),
+        ({"transport": {"bind": "tcp://127.0.0.1"}}, "transport.bind is 'tcp://127.0.0.1'; it should be like"),
+        ({"transport": {"bind": "inproc://server"}}, "transport.bind is 'inproc://server'; it should be like"),
+        ({"transport": {"bind": "tcp://:5555"}}, "transport.bind is 'tcp://:5555'; it should be like"),
         ({"transport": {"idle_client_timeout_s": 1}}, "transport.idle_client_timeout_s is 1; it must be at least"),
     ],
 )
@@ -94,6 +103,11 @@ def test_a_wrong_setting_is_named_with_its_value_and_what_it_may_be(settings: di
     with pytest.raises(ConfigError) as caught:
         parse_config(settings)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("bind", ["tcp://*:*", "tcp://[::1]:5555", "tcp://eth0:65535", "tcp://lo:0", "ipc://@abstract"])
+def test_endpoints(bind: str) -> None:
+    assert parse_config({"transport": {"bind": bind}}).transport.bind == bind
 
 
 def test_every_wrong_setting_has_a_line() -> None:

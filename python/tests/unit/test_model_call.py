@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from typing import Any
 
@@ -8,10 +9,10 @@ import numpy as np
 import pytest
 
 from inferential import images, wire
-from inferential.errors import ConfigError
+from inferential.errors import MAX_DESCRIPTION, ConfigError, ModelError
 from inferential.model_call import Context, Item, ModelCall
 from inferential.scheduling.request import CallResult, ItemError
-from inferential.types import Body, EncodedImage, Observation
+from inferential.types import Body, EncodedImage, Observation, Status
 
 
 def item(x: Any = 1.0, deadline: float = float("inf"), **fields: Any) -> Item:
@@ -190,6 +191,76 @@ def test_a_model_that_raises_is_logged_once(model: Any, caplog: pytest.LogCaptur
     assert len([r for r in caplog.records if "failed" in r.message]) == 1
 
 
+class Exits:
+    """A model that thinks it owns its process."""
+
+    def infer(self, obs: dict[str, Any]) -> Any:
+        sys.exit("no weights")
+
+
+class ExitsAsync:
+    async def infer(self, obs: dict[str, Any]) -> Any:
+        sys.exit("no weights")
+
+
+class ExitsBatch:
+    def infer_batch(self, batch: list[Any]) -> Any:
+        sys.exit("no weights")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Exits(), ExitsAsync(), ExitsBatch(), type("WithContext", (), {"infer": lambda s, o, c: sys.exit("no weights")})()],
+)
+def test_a_model_that_exits_has_failed(model: Any) -> None:
+    assert run(model, item()) == ["SystemExit: no weights"]
+    assert run(model, item(), item()) == ["SystemExit: no weights"] * 2
+
+
+def test_an_error_is_text_that_a_reply_can_carry() -> None:
+    class UnspeakableError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    def raises(error: BaseException) -> Any:
+        def model(obs: dict[str, Any]) -> Any:
+            raise error
+
+        [text] = run(model, item())
+        wire.encode_response(
+            client_id="c",
+            client_type="",
+            model_id="m",
+            response_id="r",
+            timestamp_ns=1,
+            request_id=1,
+            observation_timestamp_ns=1,
+            status=Status.MODEL_ERROR,
+            error=text,
+        )
+        return text
+
+    assert raises(ValueError("half a \ud800 character")) == "ValueError: half a ? character"
+    assert raises(UnspeakableError()) == "UnspeakableError"
+    assert raises(KeyError()) == "KeyError"
+    assert len(raises(ValueError("x" * 100_000))) == MAX_DESCRIPTION
+
+
+def test_text_that_is_no_utf_8_fails_alone() -> None:
+    class Model:
+        def infer_batch(self, batch: list[Any]) -> list[Any]:
+            return [{"note": o["task"].replace("!", "\ud800")} for o in batch]
+
+    found = run(Model(), item(), item(metadata={"task": "!"}))
+    assert found[0] == {"note": "fold"}
+    assert "no result" in found[1]
+
+
+def test_a_model_that_returns_nothing_is_told_so() -> None:
+    [error] = run(lambda obs: None, item())
+    assert "returned None" in error
+
+
 def test_a_broken_image_fails_alone() -> None:
     good = images.encode_png(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8))
     bad = EncodedImage(good.data[:-200], good.shape, good.encoding)
@@ -245,3 +316,12 @@ def test_warm_up() -> None:
     model = Model()
     asyncio.run(ModelCall(model, "m").warm_up())
     assert model.warm
+
+
+def test_a_warm_up_that_exits_has_failed() -> None:
+    class Model(Infer):
+        def warm_up(self) -> None:
+            sys.exit("no weights")
+
+    with pytest.raises(ModelError, match="no weights"):
+        asyncio.run(ModelCall(Model(), "m").warm_up())

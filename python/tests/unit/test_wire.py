@@ -324,8 +324,10 @@ def test_a_v1_client_is_written_nothing_of_v2() -> None:
         ({"": np.ones(2)}, "key ''"),
         ({"x": object()}, "'x'"),
         ({"x": None}, "'x'"),
-        (None, "'actions'"),
+        (None, "returned None"),
         ({"x": [[1, 2], [3]]}, "no result"),
+        ({"x": "\ud800"}, "no result"),
+        ({"\ud800": "x"}, "no result"),
     ],
 )
 def test_what_is_no_result_is_named(result: Any, word: str) -> None:
