@@ -65,9 +65,11 @@ test-cpp: setup-cpp ## Its tests, with Bazel
 	@$(BAZEL) test $(BAZEL_OPTIONS) //...
 build-rust: setup-rust ## The crate, with cargo
 	@cd rust && cargo build $(CARGO_OPTIONS)
-test-rust: setup-rust ## Its tests, doc-tests, clippy and formatting
+test-rust: setup-rust ## Its tests, doc-tests, clippy, formatting, and the oldest Rust that its dependencies take
 	@cd rust && cargo test $(CARGO_OPTIONS)
 	@cd rust && cargo clippy $(CARGO_OPTIONS) --all-targets -- -D warnings && cargo fmt --check
+	@for crate in conformance/bindings/rust conformance/peers/rust rust/fuzz; do (cd $$crate && cargo fmt --check) || exit 1; done
+	@scripts/check-msrv.py rust conformance/bindings/rust conformance/peers/rust
 
 ##@ Conformance
 .PHONY: conformance
@@ -109,7 +111,7 @@ lint-cpp: ## BUILD, MODULE.bazel and C++ formatting (installs npm and clang-form
 
 ##@ Everything
 .PHONY: test-all
-test-all: ## All of the above and every language, one after another
+test-all: ## Checks, C++, Rust and conformance, one after another (lint-cpp, sanitize, fuzz and benchmarks are run by themselves)
 	@python3 scripts/test_all.py
 
 ##@ Tidying

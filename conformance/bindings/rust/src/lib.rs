@@ -5,9 +5,8 @@ use std::sync::OnceLock;
 use std::thread;
 
 use inferential::{
-    wire, Action, AsyncConnection, AsyncModel, Connection, ConnectionOptions, DType, Encoding,
-    Error, Fallback, LinkState, Model, ModelOptions, Observation, Rate, Reply, Source, Status,
-    Tensor, Tensors,
+    wire, Action, AsyncConnection, AsyncModel, Connection, ConnectionOptions, DType, Encoding, Error, Fallback,
+    LinkState, Model, ModelOptions, Observation, Rate, Reply, Source, Status, Tensor, Tensors,
 };
 use pyo3::exceptions::{PyException, PyKeyError};
 use pyo3::prelude::*;
@@ -23,11 +22,7 @@ type TensorValues = HashMap<String, (i32, Vec<usize>, Vec<u8>, i32)>;
 fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| {
-        tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .expect("a tokio runtime")
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a tokio runtime")
     })
 }
 
@@ -43,24 +38,16 @@ fn refused(error: Error) -> PyErr {
 }
 
 fn tensors_from(values: TensorValues) -> Result<Vec<(String, Tensor)>, Error> {
-    let convert =
-        |(key, (number, shape, data, encoding)): (String, (i32, Vec<usize>, Vec<u8>, i32))| {
-            if encoding != 1 {
-                let encoding = if encoding == 2 {
-                    Encoding::Jpeg
-                } else {
-                    Encoding::Png
-                };
-                let shape = shape.try_into().map_err(|shape| Error::InvalidTensor {
-                    reason: format!("shape {shape:?}"),
-                })?;
-                return Ok((key, Tensor::from_image(encoding, data, shape)?));
-            }
-            let dtype = DType::from_number(number).ok_or(Error::InvalidTensor {
-                reason: format!("dtype {number}"),
-            })?;
-            Ok((key, Tensor::from_bytes(dtype, &shape, data)?))
-        };
+    let convert = |(key, (number, shape, data, encoding)): (String, (i32, Vec<usize>, Vec<u8>, i32))| {
+        if encoding != 1 {
+            let encoding = if encoding == 2 { Encoding::Jpeg } else { Encoding::Png };
+            let shape =
+                shape.try_into().map_err(|shape| Error::InvalidTensor { reason: format!("shape {shape:?}") })?;
+            return Ok((key, Tensor::from_image(encoding, data, shape)?));
+        }
+        let dtype = DType::from_number(number).ok_or(Error::InvalidTensor { reason: format!("dtype {number}") })?;
+        Ok((key, Tensor::from_bytes(dtype, &shape, data)?))
+    };
     values.into_iter().map(convert).collect()
 }
 
@@ -68,14 +55,7 @@ fn tensors_to<'py>(py: Python<'py>, tensors: &Tensors) -> PyResult<Bound<'py, Py
     let found = PyDict::new(py);
     for (key, tensor) in tensors.iter() {
         let data = PyBytes::new(py, tensor.bytes());
-        found.set_item(
-            key,
-            (
-                tensor.dtype().number(),
-                PyTuple::new(py, tensor.shape())?,
-                data,
-            ),
-        )?;
+        found.set_item(key, (tensor.dtype().number(), PyTuple::new(py, tensor.shape())?, data))?;
     }
     Ok(found)
 }
@@ -120,10 +100,7 @@ fn action_to<'py>(py: Python<'py>, action: &Action) -> PyResult<Bound<'py, PyDic
     found.set_item("tensors", tensors_to(py, &action.tensors)?)?;
     found.set_item("age_ms", action.age_ms)?;
     found.set_item("steps_late", action.steps_late)?;
-    found.set_item(
-        "request_id",
-        action.reply.as_ref().map_or(0, |reply| reply.request_id),
-    )?;
+    found.set_item("request_id", action.reply.as_ref().map_or(0, |reply| reply.request_id))?;
     found.set_item("status", action.status.map(Status::code))?;
     Ok(found)
 }
@@ -154,19 +131,12 @@ fn fallback(value: &Bound<'_, PyAny>) -> PyResult<Fallback> {
         "zero" => Fallback::zero(),
         _ => Fallback::callback(|last, _age| {
             let given = if last.is_some() { 1.0f32 } else { 0.0 };
-            [(
-                "actions".to_owned(),
-                Tensor::from_vec(vec![given], &[1]).expect("one element"),
-            )]
-            .into_iter()
-            .collect()
+            [("actions".to_owned(), Tensor::from_vec(vec![given], &[1]).expect("one element"))].into_iter().collect()
         }),
     };
     Ok(match template {
         None => found,
-        Some(values) => {
-            found.template(tensors_from(values).map_err(refused)?.into_iter().collect())
-        }
+        Some(values) => found.template(tensors_from(values).map_err(refused)?.into_iter().collect()),
     })
 }
 
@@ -199,16 +169,8 @@ struct Draft {
 }
 
 impl Draft {
-    fn new(
-        tensors: TensorValues,
-        metadata: HashMap<String, String>,
-        options: &Bound<'_, PyDict>,
-    ) -> PyResult<Draft> {
-        let mut draft = Draft {
-            tensors: tensors_from(tensors).map_err(refused)?,
-            metadata,
-            ..Draft::default()
-        };
+    fn new(tensors: TensorValues, metadata: HashMap<String, String>, options: &Bound<'_, PyDict>) -> PyResult<Draft> {
+        let mut draft = Draft { tensors: tensors_from(tensors).map_err(refused)?, metadata, ..Draft::default() };
         for (name, value) in options.iter() {
             match name.extract::<String>()?.as_str() {
                 "urgency" => draft.urgency = Some(value.extract()?),
@@ -266,9 +228,7 @@ impl AnyModel {
     fn send(&self, draft: Draft) -> Result<u64, Error> {
         match self {
             AnyModel::Sync(model) => draft.write(model.observe()).send().into_result(),
-            AnyModel::Async(model) => runtime()
-                .block_on(draft.write(model.observe()).send())
-                .into_result(),
+            AnyModel::Async(model) => runtime().block_on(draft.write(model.observe()).send()).into_result(),
         }
     }
 
@@ -338,10 +298,7 @@ impl AnyModel {
             }),
             AnyModel::Async(model) => {
                 let (first, second) = runtime().block_on(async {
-                    tokio::join!(
-                        model.try_get_result(timeout_ms),
-                        model.try_get_result(timeout_ms)
-                    )
+                    tokio::join!(model.try_get_result(timeout_ms), model.try_get_result(timeout_ms))
                 });
                 [first, second]
             }
@@ -376,25 +333,13 @@ impl PyModel {
         }
     }
 
-    fn get_result<'py>(
-        &self,
-        py: Python<'py>,
-        timeout_ms: f64,
-    ) -> PyResult<Option<Bound<'py, PyDict>>> {
-        let found = py
-            .detach(|| self.0.get_result(milliseconds(timeout_ms)))
-            .map_err(refused)?;
+    fn get_result<'py>(&self, py: Python<'py>, timeout_ms: f64) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let found = py.detach(|| self.0.get_result(milliseconds(timeout_ms))).map_err(refused)?;
         found.map(|reply| reply_to(py, &reply)).transpose()
     }
 
-    fn next_reply<'py>(
-        &self,
-        py: Python<'py>,
-        timeout_ms: f64,
-    ) -> PyResult<Option<Bound<'py, PyDict>>> {
-        let found = py
-            .detach(|| self.0.next_reply(milliseconds(timeout_ms)))
-            .map_err(refused)?;
+    fn next_reply<'py>(&self, py: Python<'py>, timeout_ms: f64) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let found = py.detach(|| self.0.next_reply(milliseconds(timeout_ms))).map_err(refused)?;
         found.map(|reply| reply_to(py, &reply)).transpose()
     }
 
@@ -453,19 +398,13 @@ impl PyConnection {
         }))
     }
 
-    fn ping(
-        &self,
-        py: Python<'_>,
-        timeout_ms: f64,
-    ) -> PyResult<Option<(f64, String, HashMap<String, bool>)>> {
+    fn ping(&self, py: Python<'_>, timeout_ms: f64) -> PyResult<Option<(f64, String, HashMap<String, bool>)>> {
         let timeout_ms = milliseconds(timeout_ms);
         let found = py.detach(|| match &self.0 {
             AnyConnection::Sync(connection) => connection.ping(timeout_ms),
             AnyConnection::Async(connection) => runtime().block_on(connection.ping(timeout_ms)),
         });
-        Ok(found
-            .map_err(refused)?
-            .map(|pong| (pong.round_trip_ms, pong.server, pong.models)))
+        Ok(found.map_err(refused)?.map(|pong| (pong.round_trip_ms, pong.server, pong.models)))
     }
 
     fn link_state(&self) -> &'static str {
@@ -525,9 +464,7 @@ fn sync_connection(
     options: &Bound<'_, PyDict>,
 ) -> PyResult<PyConnection> {
     let options = connection_options(address, client_id, client_type, options)?;
-    Ok(PyConnection(AnyConnection::Sync(
-        Connection::with_options(options).map_err(refused)?,
-    )))
+    Ok(PyConnection(AnyConnection::Sync(Connection::with_options(options).map_err(refused)?)))
 }
 
 /// A connection on tokio.
@@ -541,23 +478,13 @@ fn async_connection(
 ) -> PyResult<PyConnection> {
     let options = connection_options(address, client_id, client_type, options)?;
     let _entered = runtime().enter();
-    Ok(PyConnection(AnyConnection::Async(
-        AsyncConnection::with_options(options).map_err(refused)?,
-    )))
+    Ok(PyConnection(AnyConnection::Async(AsyncConnection::with_options(options).map_err(refused)?)))
 }
 
 /// The SDK's decoder alone.
 #[pyfunction]
-fn decode<'py>(
-    py: Python<'py>,
-    envelope: Vec<u8>,
-    frames: Vec<Vec<u8>>,
-) -> PyResult<Option<Bound<'py, PyDict>>> {
-    let message: Vec<_> = [Vec::new(), envelope]
-        .into_iter()
-        .chain(frames)
-        .map(Into::into)
-        .collect();
+fn decode<'py>(py: Python<'py>, envelope: Vec<u8>, frames: Vec<Vec<u8>>) -> PyResult<Option<Bound<'py, PyDict>>> {
+    let message: Vec<_> = [Vec::new(), envelope].into_iter().chain(frames).map(Into::into).collect();
     let Ok(reply) = wire::decode_reply(&message) else {
         return Ok(None);
     };
