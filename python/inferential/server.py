@@ -28,7 +28,7 @@ from inferential.engine import Engine
 from inferential.errors import ConfigError, WireError
 from inferential.metrics.collector import Handler, MetricsCollector
 from inferential.metrics.prometheus import PrometheusExport
-from inferential.scheduling.request import INFINITY, CallError, CallResult, Outcome, Replica
+from inferential.scheduling.request import CallError, CallResult, Outcome, Replica
 from inferential.transport import Peer, Transport
 from inferential.types import PROTOCOL_VERSION, Kind, Observation, Status, Timing
 
@@ -39,7 +39,7 @@ logger = logging.getLogger("inferential.server")
 
 BACKEND_STOP_S = 5.0
 LAST_REPLIES_S = 0.2
-ANSWERS_TOGETHER_S = 0.0002
+ANSWERS_TOGETHER_S = 0.0002  # calls that end at once may follow one another for so long before their replies are sent
 DELIVERY_S = 0.25  # for replies that wait for slow clients when everything else is done
 T = TypeVar("T")
 
@@ -499,25 +499,24 @@ class Server:
         engine, transport = self._engine, self._transport
         try:
             outcomes: list[Outcome] = []
-            answer_by = INFINITY
+            answer_by = time.monotonic() + ANSWERS_TOGETHER_S
+            calls = engine.take_calls()
             while True:
-                # Calls before answers: a batch's thirty replies would keep the next one from a replica that is idle.
-                calls = engine.take_calls()
                 for call in calls:
                     self._backends[call.model].dispatch(call)
                 outcomes += engine.take_outcomes()
+                calls = engine.take_calls()
                 if outcomes:
                     now = time.monotonic()
-                    if calls:
-                        # An inline model has ended its call already and may take the next one at once. Replies that leave together
-                        # wake ZMQ's thread and the client once; none waits for long.
-                        answer_by = min(answer_by, now + ANSWERS_TOGETHER_S)
-                        if now < answer_by:
-                            continue
-                    wall_ns, answer_by = time.time_ns(), INFINITY
+                    if calls and now < answer_by:
+                        # Calls before answers: a batch's thirty replies would keep the next one from a replica that is idle. And the
+                        # replies of a quick inline model, whose calls have ended already, wake ZMQ's thread and the client once.
+                        continue
+                    wall_ns = time.time_ns()
                     for outcome in outcomes:
                         self._answer(outcome, wall_ns, now)
                     outcomes = []
+                    answer_by = time.monotonic() + ANSWERS_TOGETHER_S
                 # Calls that ended at once, and connections found gone, leave the engine with more to say.
                 if not calls and not engine.unsettled:
                     break
