@@ -608,11 +608,11 @@ def test_bind_errors_say_what_is_wrong() -> None:
         for bind, word in [
             (server.endpoint, "another process uses this port"),
             ("tcp://192.0.2.1:5555", "no such address"),
-            ("nonsense", "write it like tcp://"),
-            ("carrier://pigeon", "no such transport"),
+            ("nonsense", "it should be like tcp://"),
+            ("carrier://pigeon", "it should be like tcp://"),
         ]:
             with (
-                pytest.raises(ConfigError, match=f"transport.bind: .*{word}"),
+                pytest.raises(ConfigError, match=f"transport.bind.*{word}"),
                 Server(models={"echo": echo}, bind=bind).run_in_thread(),
             ):
                 pass
