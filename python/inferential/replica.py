@@ -65,6 +65,8 @@ class _Server:
     socket: Any
     monitor: Any
     nonce: bytes = b""
+    signalled: bool = False
+    """Its descriptor said that there may be messages."""
     attached: bool = False
     credits: int = 0
     drained: bool = False
@@ -85,6 +87,14 @@ class _Job:
     frames: Sequence[Any]
     received_at: float
     cancelled: bool = False
+
+
+def _gate(places: int) -> queue.SimpleQueue[None]:
+    """Lets so many through at a time, each taking a place and putting it back; quicker than a Semaphore."""
+    gate: queue.SimpleQueue[None] = queue.SimpleQueue()
+    for _ in range(places):
+        gate.put(None)
+    return gate
 
 
 class ReplicaLinks:
@@ -115,6 +125,7 @@ class ReplicaLinks:
         self._loop = loop
         self._limit = max(1, max_ongoing())
         self._servers: dict[str, _Server] = {}
+        self._links: tuple[_Server, ...] = ()  # the same
         self._commands: deque[Callable[[], None]] = deque()
         self._pending: deque[_Job] = deque()  # received, not yet given to the model
         self._finished: deque[tuple[_Job, bytes, list[Any]]] = deque()
@@ -131,7 +142,7 @@ class ReplicaLinks:
         os.set_blocking(self._wake_write, False)
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._workers: list[threading.Thread] = []
-        self._thread_gate = threading.Semaphore(self._limit)
+        self._thread_gate = _gate(self._limit)
         self._loop_gate = asyncio.Semaphore(self._limit)
         self._tasks: set[asyncio.Task[None]] = set()
         self._in_hand = 0
@@ -269,7 +280,7 @@ class ReplicaLinks:
     def _begin(self) -> None:
         self._context = zmq.Context(io_threads=1)
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._wake_read, selectors.EVENT_READ)
+        self._selector.register(self._wake_read, selectors.EVENT_READ, self._woken)
 
     def _end(self) -> None:
         for name in list(self._servers):
@@ -286,15 +297,20 @@ class ReplicaLinks:
                 commands.popleft()()
             # A send may use up the signal that there is something to read: read until a round brings nothing.
             more = False
-            for server in list(self._servers.values()):
+            for server in self._links:
                 more = self._read(server) or more
             if not (more or pending or finished):
                 break
+            if pending:
+                # Answers to what came together leave together, if that is soon: all ends of the link do less for each.
+                until = time.monotonic() + QUICK_S
+                while pending:
+                    if not self._start(pending.popleft()):
+                        return
+                    if time.monotonic() > until:
+                        break
             while finished:
                 self._answer(*finished.popleft())
-            while pending:
-                if not self._start(pending.popleft()):
-                    return
         if self._draining:
             self._try_to_leave()
         self._asleep = True
@@ -304,24 +320,25 @@ class ReplicaLinks:
         ready = self._selector.select(0.1 if self._draining else 1.0)
         self._asleep = False
         for key, _ in ready:
-            if key.data is not None:
-                self._read_monitor(key.data)
-            elif key.fd == self._wake_read:
-                with contextlib.suppress(BlockingIOError):
-                    os.read(self._wake_read, 4096)
+            key.data()
+
+    def _woken(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
 
     def _start(self, job: _Job) -> bool:
         """Gives a call to the model; False where this thread does not lead any more afterwards."""
         if self._model.is_async:
             self._loop.call_soon_threadsafe(self._spawn, job)
             return True
-        if (
-            self._slow_share < SLOW_SHARE
-            and self._standing_by
-            and self._queue.empty()
-            and self._thread_gate.acquire(blocking=False)
-        ):
-            return self._run_here(job)
+        if self._slow_share < SLOW_SHARE and self._standing_by and self._queue.empty():
+            gate = self._thread_gate
+            try:
+                gate.get_nowait()
+            except queue.Empty:
+                pass
+            else:
+                return self._run_here(job, gate)
         self._queue.put(job)
         # One more than may run, so that the next call is decoded while they do.
         if len(self._workers) <= self._limit and (not self._workers or self._queue.qsize()):
@@ -330,7 +347,7 @@ class ReplicaLinks:
             worker.start()
         return True
 
-    def _run_here(self, job: _Job) -> bool:
+    def _run_here(self, job: _Job, gate: queue.SimpleQueue[None]) -> bool:
         started = time.monotonic()
         with self._mutex:
             self._inline_since = started
@@ -339,12 +356,17 @@ class ReplicaLinks:
                 self._guard.release()
         try:
             try:
-                prepared = self._prepare(job)
-                if self._still_wanted(job, prepared):
-                    self._model.execute_sync(prepared)
+                items = self._items(job)
+                if len(items) == 1 and not job.cancelled and items[0].deadline > started:
+                    result = self._model.run(items)
+                else:
+                    prepared = self._model.prepare(items)
+                    if self._still_wanted(job, prepared):
+                        self._model.execute_sync(prepared)
+                    result = self._model.finish(prepared)
             finally:
-                self._thread_gate.release()
-            answer = self._encode(job, self._model.finish(prepared))
+                gate.put(None)
+            answer = self._encode(job, result)
         except BaseException as e:
             answer = self._encode_failure(job, e)
         with self._mutex:
@@ -352,10 +374,8 @@ class ReplicaLinks:
             if leads:
                 self._inline_since = 0.0
         self._learn(time.monotonic() - started)
-        if leads:
-            self._answer(*answer)
-        else:
-            self._finished.append(answer)
+        self._finished.append(answer)
+        if not leads:
             self._wake()
         return leads
 
@@ -384,9 +404,16 @@ class ReplicaLinks:
         ):
             socket.setsockopt(option, value)
         server = _Server(endpoint, socket, socket.get_monitor_socket(_RELEVANT))
-        self._selector.register(socket.getsockopt(zmq.FD), selectors.EVENT_READ)
-        self._selector.register(server.monitor.getsockopt(zmq.FD), selectors.EVENT_READ, server)
+
+        def signalled() -> None:
+            server.signalled = True
+
+        self._selector.register(socket.getsockopt(zmq.FD), selectors.EVENT_READ, signalled)
+        self._selector.register(
+            server.monitor.getsockopt(zmq.FD), selectors.EVENT_READ, lambda: self._read_monitor(server)
+        )
         self._servers[endpoint.server] = server
+        self._links = tuple(self._servers.values())
         socket.connect(address)
         self._read_monitor(server)
 
@@ -399,6 +426,7 @@ class ReplicaLinks:
         server = self._servers.pop(name, None)
         if server is None:
             return
+        self._links = tuple(self._servers.values())
         self._detach(server)
         self._selector.unregister(server.socket.getsockopt(zmq.FD))
         self._selector.unregister(server.monitor.getsockopt(zmq.FD))
@@ -442,12 +470,15 @@ class ReplicaLinks:
 
     def _read(self, server: _Server) -> bool:
         """Reads a burst of messages; True where there may be more."""
-        busy = self._in_hand > 2  # see DirectPath._readable
-        with contextlib.suppress(zmq.Again):
+        socket = server.socket
+        # To find out by an exception that there is nothing costs two system calls, to ask one.
+        sure, server.signalled = server.signalled, False
+        busy = self._in_hand > 2
+        if not (sure or busy or link.readable(socket)):
+            return False
+        try:
             for _ in range(BURST):
-                if not (busy or server.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN):
-                    return False
-                header, frames = link.receive(server.socket)
+                header, frames = link.receive(socket)
                 message = pb.ToReplica.FromString(header)
                 kind = message.WhichOneof("kind")
                 if kind == "call":
@@ -474,8 +505,11 @@ class ReplicaLinks:
                     server.left = True
                 elif kind == "refused":
                     self._refused(server, message.refused.reason)
-            return True
-        return False
+                if not (busy or link.readable(socket)):
+                    return False
+        except zmq.Again:
+            return False
+        return True
 
     def _refused(self, server: _Server, reason: str) -> None:
         if server.attached:  # it has forgotten this replica, though the connection stands
@@ -511,7 +545,7 @@ class ReplicaLinks:
     def _set_limit(self, limit: int) -> None:
         # Calls that run keep the gate they came through; for a moment there may be more than the new limit.
         self._limit = limit
-        self._thread_gate = threading.Semaphore(limit)
+        self._thread_gate = _gate(limit)
         self._loop_gate = asyncio.Semaphore(limit)
         self._divide()
 
@@ -519,8 +553,10 @@ class ReplicaLinks:
         server = job.server
         self._in_hand -= len(job.call.items)
         if server.jobs.pop(job.id, None) is job and server.attached:
-            with contextlib.suppress(zmq.Again):
+            try:
                 link.send(server.socket, header, frames)
+            except zmq.Again:  # the server has given the call up
+                logger.debug("%s: no link for the result of call %d", self._identity.replica, job.id)
 
     # --- leaving ---
 
@@ -552,9 +588,13 @@ class ReplicaLinks:
                 started = time.monotonic()
                 prepared = self._prepare(job)
                 took_s = time.monotonic() - started
-                with self._thread_gate:
+                gate = self._thread_gate
+                gate.get()
+                try:
                     if self._still_wanted(job, prepared):
                         self._model.execute_sync(prepared)
+                finally:
+                    gate.put(None)
                 self._learn(took_s + prepared.inference_s)
                 answer = self._encode(job, self._model.finish(prepared))
             except BaseException as e:  # even a SystemExit of the model must answer its call
@@ -583,6 +623,9 @@ class ReplicaLinks:
             self._wake()
 
     def _prepare(self, job: _Job) -> Prepared:
+        return self._model.prepare(self._items(job))
+
+    def _items(self, job: _Job) -> list[Item]:
         items = []
         at = 0
         for item in job.call.items:
@@ -591,7 +634,7 @@ class ReplicaLinks:
             items.append(
                 Item(wire.parse_observation(item.envelope, [link.size_bytes(f) for f in frames]), frames, deadline)
             )
-        return self._model.prepare(items)
+        return items
 
     def _still_wanted(self, job: _Job, prepared: Prepared) -> bool:
         """Keeps work that nobody waits for, or that is too late, from the model."""

@@ -25,6 +25,7 @@ from inferential.types import Body
 
 logger = logging.getLogger("inferential.direct")
 
+_NOBLOCK = int(zmq.NOBLOCK)
 BURST = 256  # messages taken before the loop may do something else
 LOAD_INTERVAL_S = 0.25
 """How often replicas are told what waits for them."""
@@ -125,6 +126,7 @@ class DirectPath:
         if not self._remote:
             self._socket.bind(f"tcp://{ip}:*")
             self._remote = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+            self._check_soon()  # binding uses up the signal too
 
     def endpoint(self, node: str) -> link.Endpoint:
         """What replicas have to know; newer than the one before."""
@@ -197,32 +199,32 @@ class DirectPath:
             self._again.cancel()
             self._again = None
         socket = self._socket
+        more = False
         try:
-            # To ask first costs a system call for each message, to find out by an exception more than that: so it is
-            # asked as long as few answers are awaited.
-            busy = self._awaited > 2
             for _ in range(BURST):
-                if not (busy or socket.getsockopt(zmq.EVENTS) & zmq.POLLIN):
-                    break
-                routing_id = socket.recv(zmq.NOBLOCK)
-                fresh = routing_id not in self._peers
-                fd = -1
-                if fresh:
-                    first = socket.recv(zmq.NOBLOCK, False)
-                    fd = int(first.get(zmq.SRCFD))
-                    header, frames = first.bytes, []
-                    while first.more:
-                        first = socket.recv(zmq.NOBLOCK, False)
-                        frames.append(first)
+                routing_id = socket.recv(_NOBLOCK)
+                if routing_id in self._peers:
+                    self._received(routing_id, -1, *link.receive(socket))
                 else:
-                    header, frames = link.receive(socket)
-                self._received(routing_id, fd, header, frames)
+                    first = frame = socket.recv(_NOBLOCK, False)
+                    frames = []
+                    while frame.more:
+                        frame = socket.recv(_NOBLOCK, False)
+                        frames.append(frame)
+                    self._received(routing_id, int(first.get(zmq.SRCFD)), first.bytes, frames)
+                # To find out by an exception that there is no more costs two system calls. Where hardly any answer is
+                # awaited the check below does that, after what has come was handed over.
+                if self._awaited < 2:
+                    break
             else:
-                self._again = self._loop.call_soon(self._readable)
+                more = True
         except zmq.Again:
             pass
-        self._hand_over()
-        self._check_readable()
+        finally:
+            if more:
+                self._again = self._loop.call_soon(self._readable)
+            self._hand_over()
+            self._check_readable()
 
     def _hand_over(self) -> None:
         """Reports what a burst brought, all at once."""
@@ -239,7 +241,7 @@ class DirectPath:
         if self._check is not None:
             self._check.cancel()
             self._check = None
-        if self._again is None and self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        if self._again is None and link.readable(self._socket):
             self._again = self._loop.call_soon(self._readable)
 
     def _received(self, routing_id: bytes, fd: int, header: bytes, frames: list[Any]) -> None:
@@ -362,7 +364,8 @@ class DirectPath:
                 peer = self._by_fd.get(event["value"])
                 if peer is not None:
                     # Results that arrived before the end still count.
-                    self._readable()
+                    while link.readable(self._socket):
+                        self._readable()
                     self._gone(peer, "its process or the link to it is gone")
 
     def _gone(self, peer: _Peer, reason: str) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "pb",
     "proof",
     "put_payload",
+    "readable",
     "receive",
     "same",
     "send",
@@ -39,8 +40,11 @@ INLINE_BYTES = 4096  # payloads up to this size are cheaper in the header than a
 SERVERS = "server/"
 """Prefix of the keys under which servers tell replicas where they are."""
 
+# Plain numbers: pyzmq's flags are enums, which are slow to combine and to convert.
 _FLAGS = int(zmq.NOBLOCK)
 _FLAGS_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+_EVENTS = int(zmq.EVENTS)
+_POLLIN = int(zmq.POLLIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +104,19 @@ def same(a: bytes, b: bytes) -> bool:
 def size_bytes(frame: Buffer) -> int:
     """Bytes of a frame."""
     # Asking a zmq.Frame for an attribute that it has not is slow.
-    return len(frame) if type(frame) is zmq.Frame or type(frame) is bytes else memoryview(frame).nbytes
+    return len(frame) if type(frame) is bytes or type(frame) is zmq.Frame else memoryview(frame).nbytes
 
 
 def put_payload(item: Any, frames: Sequence[Buffer], rest: list[Buffer]) -> None:
     """Puts an item's payload frames into its header where they are small, else into `rest`, which follows."""
-    if sum(map(size_bytes, frames)) <= INLINE_BYTES:
+    if len(frames) == 1:
+        frame = frames[0]
+        if size_bytes(frame) <= INLINE_BYTES:
+            item.payload.append(bytes(frame))
+        else:
+            item.frames = 1
+            rest.append(frame)
+    elif sum(map(size_bytes, frames)) <= INLINE_BYTES:
         item.payload.extend(map(bytes, frames))
     else:
         item.frames = len(frames)
@@ -114,9 +125,10 @@ def put_payload(item: Any, frames: Sequence[Buffer], rest: list[Buffer]) -> None
 
 def take_payload(item: Any, rest: Sequence[Buffer], at: int) -> tuple[Sequence[Buffer], int]:
     """The payload frames of an item, and where those of the next one begin in `rest`."""
-    if not item.frames:
+    count = item.frames
+    if not count:
         return list(item.payload), at
-    end = at + item.frames
+    end = at + count
     return rest[at:end], end
 
 
@@ -127,7 +139,7 @@ def send(socket: Any, header: bytes, frames: Sequence[Buffer], to: bytes | None 
         zmq.Again: the peer's queue is full.
         zmq.ZMQError: the peer is gone (EHOSTUNREACH).
     """
-    put = socket.send
+    put = super(zmq.Socket, socket).send  # without what pyzmq puts around it for options that are not used here
     if to is not None:
         put(to, _FLAGS_MORE)
     if not frames:
@@ -140,16 +152,23 @@ def send(socket: Any, header: bytes, frames: Sequence[Buffer], to: bytes | None 
         put(frame, _FLAGS if i == last else _FLAGS_MORE, copy)
 
 
+def readable(socket: Any) -> bool:
+    """Whether there is a message. Uses up the signal of the socket's descriptor."""
+    return bool(socket.get(_EVENTS) & _POLLIN)
+
+
 def receive(socket: Any) -> tuple[bytes, list[Any]]:
     """The header and the payload frames of a message; on a ROUTER, call it after the routing id was read.
 
     Raises:
         zmq.Again: there is none.
     """
-    header = socket.recv(_FLAGS, False)
-    frames = []
-    frame = header
-    while frame.more:
-        frame = socket.recv(_FLAGS, False)
+    take = socket.recv
+    header = take(_FLAGS, False)
+    frames: list[Any] = []
+    more = header.more
+    while more:
+        frame = take(_FLAGS, False)
         frames.append(frame)
+        more = frame.more
     return header.bytes, frames

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -150,6 +151,53 @@ def test_credits_are_divided_and_follow_the_deployment(store: Store) -> None:
             await first.until(lambda: [r.slots for r in first.of("m")] == [5])
             limit = 7
             await first.until(lambda: [r.slots for r in first.of("m")] == [7])
+
+    asyncio.run(main())
+
+
+class Counted:
+    """Knows how many of its calls ran at the same time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running = self.most = self.ran = 0
+
+    def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+        with self._lock:
+            self._running += 1
+            self.most = max(self.most, self._running)
+            self.ran += 1
+        if float(obs["s"]):
+            time.sleep(float(obs["s"]))
+        with self._lock:
+            self._running -= 1
+        return {"number": obs["number"]}
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_two_servers_lose_nothing_and_keep_the_limit(store: Store, limit: int) -> None:
+    """Each keeps its credits busy and one call staged, with calls that are quick, slow, or as long as it takes for another thread to
+    take the sockets over: every call is answered once, by its own result, and no more run at a time than may."""
+    model = Counted()
+    lane_calls = 120
+
+    async def lane(driver: Driver, r: Any, number: int) -> None:
+        draw = random.Random(number)
+        for i in range(lane_calls):
+            seconds = draw.choice([0.003, 0.005, 0.0055, 0.006, 0.012]) if draw.random() < 0.1 else 0.0
+            asked = float(number * lane_calls + i)
+            assert float(decode(await ask(driver, r, s=seconds, number=asked))["number"]) == asked
+
+    async def main() -> None:
+        async with server(store) as first, server(store) as second, replica(model, max_ongoing=lambda: limit):
+            drivers = (first, second)
+            shares = sorted(max(1, share) for share in ((limit + 1) // 2, limit // 2))
+            await first.until(lambda: sorted(r.slots for d in drivers for r in d.of("m")) == shares)
+            lanes = [(d, r) for d in drivers for r in d.of("m") for _ in range(r.slots + 1)]
+            await asyncio.gather(*(lane(d, r, number) for number, (d, r) in enumerate(lanes)))
+            assert all(len(outcomes) == 1 for d in drivers for outcomes in d.outcomes.values())
+            assert model.ran == len(lanes) * lane_calls == sum(len(d.outcomes) for d in drivers)
+            assert model.most <= limit
 
     asyncio.run(main())
 
