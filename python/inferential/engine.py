@@ -234,7 +234,8 @@ class Engine:
                     record("requests_expired", 1.0, name, request.observation.client_id)
                     self._end(request, Status.EXPIRED, error=item.message)
                     continue
-                model.health.item_failed(item.message, now)
+                model.health.item_failed(item.message, size, now)
+                replica.health.item_failed(item.message, size, now)
                 self._failed(model, request, replica_id, CallError(item.message, item.retryable))
                 continue
             queue_s = (call.begins_at if call.begins_at < now else call.started_at) - request.arrival

@@ -16,7 +16,7 @@ class Health:
         self.calls = 0
         self.errors = 0
         self.error_rate = 0.0
-        """Moving average over calls."""
+        """Moving average over calls of the share of their requests that failed."""
         self.latency_ms = 0.0
         """Moving average of a call's time from dispatch to answer."""
         self.last_error = ""
@@ -39,8 +39,9 @@ class Health:
         self.last_error = message
         self.last_error_at = now
 
-    def item_failed(self, message: str, now: float) -> None:
-        """One request of a call failed, the others did not."""
+    def item_failed(self, message: str, size: int, now: float) -> None:
+        """One of the `size` requests of a call that was answered failed. To be told after `succeeded`."""
+        self.error_rate += _ALPHA / size
         self.last_error = message
         self.last_error_at = now
 

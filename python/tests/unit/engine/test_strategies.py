@@ -5,7 +5,7 @@ import pytest
 from inferential.errors import ConfigError
 from inferential.scheduling import Order, Scheduler, register_scheduler
 from inferential.types import Status
-from tests.unit.engine.rig import Replica, Rig
+from tests.unit.engine.rig import BODY, ItemError, Replica, Rig
 
 NAMES = ["deadline_aware", "model_deadline", "batch_optimized", "priority_tiered", "round_robin"]
 
@@ -152,6 +152,21 @@ def test_health():
     assert m["latency_ms"] == pytest.approx(20.0)
     assert 0 < m["error_rate"] < 1
     assert m["replicas"]["r"]["last_error"] == "CUDA error"
+
+
+def test_error_rate_is_the_share_of_requests_that_failed():
+    rig = Rig(replicas=[Replica("r", "m", 1, max_batch_size=4)], scheduling__batch_window="off")
+    for _ in range(60):
+        blocker = rig.block()
+        for _ in range(4):
+            rig.send()
+        [call] = rig.finish(blocker, 1.0, items=[ItemError("bad")])
+        rig.finish(call, 1.0, items=[BODY, ItemError("bad"), ItemError("worse"), BODY])
+    health = rig.engine.health()["m"]
+    for h in (health, health["replicas"]["r"]):
+        assert h["errors"] == 0, "no call failed as a whole"
+        assert h["error_rate"] == pytest.approx(0.75, abs=0.05), "all of one call, half of the next"
+        assert h["last_error"] == "worse"
 
 
 def test_retry_after_of_unavailable():
