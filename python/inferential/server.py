@@ -40,6 +40,7 @@ logger = logging.getLogger("inferential.server")
 BACKEND_STOP_S = 5.0
 LAST_REPLIES_S = 0.2
 ANSWERS_TOGETHER_S = 0.0002  # calls that end at once may follow one another for so long before their replies are sent
+MAX_ID_DIGITS = 20  # of a uint64
 DELIVERY_S = 0.25  # for replies that wait for slow clients when everything else is done
 T = TypeVar("T")
 
@@ -378,7 +379,8 @@ class Server:
                 record("observation_staleness_ms", assembly.staleness_ms, None, client)
             if assembly.spread_ms is not None:
                 record("tensor_spread_ms", assembly.spread_ms, None, client)
-            record("payload_size_bytes", assembly.payload_bytes, observation.model_id, client)
+            if observation.model_id in self._backends:  # what clients make up is no label
+                record("payload_size_bytes", assembly.payload_bytes, observation.model_id, client)
             self._engine.submit(assembly.request(peer.routing_id, frames, now), now)
         elif observation.kind is Kind.PING:
             self._answer_ping(peer, observation, now)
@@ -437,8 +439,8 @@ class Server:
         asked = observation.metadata.get("explain")
         if asked is not None:
             request_id, _, client_id = asked.partition(" ")
-            known = self._engine.explain(client_id, int(request_id)) if request_id.isdecimal() else []
-            metadata["explain"] = json.dumps(known)
+            is_id = request_id.isdecimal() and len(request_id) <= MAX_ID_DIGITS
+            metadata["explain"] = json.dumps(self._engine.explain(client_id, int(request_id)) if is_id else [])
         self._transport.send(
             peer,
             wire.encode_response(

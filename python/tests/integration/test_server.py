@@ -23,7 +23,8 @@ from inferential import Server, images, local, wire
 from inferential._proto.inferential.v1 import inferential_pb2 as pb
 from inferential.config.schema import InferentialConfig, ModelConfig
 from inferential.errors import ConfigError
-from inferential.types import Kind, Status
+from inferential.metrics.names import METRICS
+from inferential.types import Kind, Observation, Status
 
 from .peer import RawPeer, actions
 
@@ -768,6 +769,20 @@ def test_use_scheduler_and_explain() -> None:
         assert {peer.receive().status for _ in range(4)} == {Status.OK}
         assert server.explain("robot", 1)
         assert server.explain("robot", 99) == []
+
+
+@pytest.mark.parametrize("asked", ["", "x", "-1 robot", "9" * 5000 + " robot", "1"])
+def test_a_ping_that_asks_for_nonsense_is_answered(peer: RawPeer, asked: str) -> None:
+    ping = Observation("robot", "", "", 1, kind=Kind.PING, metadata={"explain": asked})
+    peer.send_frames(b"", wire.encode_observation(ping), b"")
+    assert peer.receive().metadata["explain"] == "[]"
+
+
+def test_models_that_clients_make_up_are_no_labels() -> None:
+    with Server(models={"echo": echo}, bind=ANY).run_in_thread() as server, RawPeer(server.endpoint) as peer:
+        assert peer.ask("made-up").status == Status.UNKNOWN_MODEL
+        for name in METRICS:
+            assert server.metrics.get_stats(name, labels={"model": "made-up"}).count == 0
 
 
 def test_the_settings_given_are_copied() -> None:
