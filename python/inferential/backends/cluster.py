@@ -64,9 +64,10 @@ def join_or_start(config: RayConfig) -> bool:
         else:
             try:
                 ray.init(address=address, **options)
-            except (ConnectionError, ValueError, RuntimeError) as e:
+            except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as e:
                 raise ConfigError(
-                    f"ray.address: cannot use {address!r} ({e}); give the address of a running cluster, or 'local'"
+                    f"ray.address: cannot use {address!r} ({e}); give the address of a running cluster, or 'local'. Where the "
+                    "cluster asks for Ray's token, set RAY_AUTH_MODE=token and see that this process has it"
                 ) from e
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # what it does step by step is no news of a server
     # Handles need no HTTP proxy; where Serve already runs this changes nothing.

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from inferential.backends.ray_serve import RayServeBackend
@@ -29,6 +30,32 @@ def test_embedded_ray() -> None:
     """address="local" starts one of its own whatever runs here, with the namespace and num_cpus that were asked for."""
     result = subprocess.run([sys.executable, "-c", EMBEDDED], capture_output=True, text=True, timeout=110, check=False)
     assert "got robots 3" in result.stdout, result.stderr
+
+
+WITHOUT_TOKEN = """
+from inferential.backends import cluster
+from inferential.config.schema import RayConfig
+from inferential.errors import ConfigError
+try:
+    cluster.join_or_start(RayConfig(address="127.0.0.1:1"))
+except ConfigError as e:
+    print("refused:", e)
+"""
+
+
+def test_cluster_that_asks_for_a_token(tmp_path: Path) -> None:
+    """Who has none is told so, and what to set."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TOKEN],
+        env={**env, "HOME": str(tmp_path), "RAY_AUTH_MODE": "token"},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert "refused: ray.address: cannot use '127.0.0.1:1'" in result.stdout, result.stderr
+    assert "RAY_AUTH_MODE=token" in result.stdout
 
 
 def test_how_often_deployments_are_looked_up(ray_session: None) -> None:
