@@ -14,6 +14,7 @@ serve.run(Policy.bind(), name="policy")
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import logging
 import time
@@ -99,6 +100,8 @@ class _Servable:
             model, identity, max_batch_size=size, max_ongoing=_max_ongoing_requests, loop=asyncio.get_running_loop()
         )
         self._inferential_links = links
+        # This process is the replica's. Looking through all that Ray and the model have loaded for cycles would stop it for 100 ms.
+        gc.freeze()
         links.start(lambda: _is_the_model(self))
 
     def record_autoscaling_stats(self) -> dict[str, float]:

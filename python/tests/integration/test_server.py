@@ -636,10 +636,11 @@ def test_ipc(tmp_path: Path) -> None:
 
 
 PROGRAM = """
-import asyncio, sys, threading
+import asyncio, gc, sys, threading
 from inferential import Server, local
 release = threading.Event()
 def hang(obs):
+    assert gc.get_freeze_count() > 10_000
     print("hanging", flush=True)
     release.wait()
 server = Server(models={"echo": local(lambda obs: dict(obs), inline=True), "hang": hang}, bind="tcp://127.0.0.1:0")
@@ -649,6 +650,7 @@ async def main():
     print(server.endpoint, flush=True)
     await server.run()
 asyncio.run(main())
+assert gc.get_freeze_count() == 0
 print("returned", flush=True)
 """
 
