@@ -105,6 +105,7 @@ class Transport:
         self._again: asyncio.Handle | None = None
         self._sent = False  # since it was last asked whether there is something to read
         self._is_open = False
+        self._is_receiving = False
         self.endpoint = ""
 
     # --- life cycle ---
@@ -129,9 +130,9 @@ class Transport:
         loop.add_reader(self._fd, self._readable)
         loop.add_reader(self._monitor_fd, self._monitor_readable)
         # What came before the readers were there has had its signal.
-        loop.call_soon(self._readable)
-        loop.call_soon(self._monitor_readable)
-        self._is_open = True
+        self._again = loop.call_soon(self._readable)
+        self._monitor_readable()
+        self._is_open = self._is_receiving = True
 
     def _open_socket(self) -> None:
         bind = self._config.bind
@@ -165,8 +166,9 @@ class Transport:
 
     def stop_receiving(self) -> None:
         """Takes no further messages; replies can still be sent."""
-        if not self._is_open:
+        if not self._is_receiving:
             return
+        self._is_receiving = False
         self._loop.remove_reader(self._fd)
         for handle in (self._again, self._sweep):
             if handle is not None:
@@ -250,7 +252,7 @@ class Transport:
         """To be called when a round of sending is over: a send may use up the signal that there is something to read."""
         if self._sent:
             self._sent = False
-            if self._again is None and self._socket.get(_EVENTS) & _POLLIN:
+            if self._again is None and self._is_receiving and self._socket.get(_EVENTS) & _POLLIN:
                 self._again = self._loop.call_soon(self._readable)
 
     # --- connections ---

@@ -75,7 +75,15 @@ _SCHEDULERS: dict[str, type[Scheduler]] = {}
 
 
 def register_scheduler(name: str, scheduler: type[Scheduler]) -> None:
-    """Makes a strategy known by name (`scheduling.strategy`). Replaces one of the same name. Not thread-safe: call it at start."""
+    """Makes a strategy known by name (`scheduling.strategy`). Replaces one of the same name. Not thread-safe: call it at start.
+
+    Raises:
+        ConfigError: it is no subclass of Scheduler.
+    """
+    if not (inspect.isclass(scheduler) and issubclass(scheduler, Scheduler)):
+        raise ConfigError(
+            f"strategy {name!r} is {scheduler!r}; it must be a subclass of inferential.scheduling.Scheduler"
+        )
     _SCHEDULERS[name] = scheduler
 
 

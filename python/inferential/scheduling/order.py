@@ -5,12 +5,16 @@ Everything that waits ages at the same rate, so an order of absolute times never
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from inferential.config.schema import SchedulingConfig
 from inferential.errors import ConfigError
 from inferential.scheduling.request import Request
+
+logger = logging.getLogger("inferential.scheduling")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +58,31 @@ _POLICIES: dict[str, Policy] = {"deadline": deadline, "expiry": expiry, "fifo": 
 
 
 def register_policy(name: str, policy: Policy) -> None:
-    """Makes a policy known by name (`scheduling.policy`). Replaces one of the same name. Not thread-safe: call it at start."""
-    _POLICIES[name] = policy
+    """Makes a policy known by name (`scheduling.policy`). Replaces one of the same name. Not thread-safe: call it at start.
+
+    Where it raises, or returns what is no finite number, the request goes by `deadline`; that is logged once.
+
+    Raises:
+        ConfigError: it cannot be called.
+    """
+    if not callable(policy):
+        raise ConfigError(f"policy {name!r} is {policy!r}; it must be a function of (request, overdue_s, weights)")
+    failed = False
+
+    def guarded(request: Request, overdue_s: float, weights: Weights) -> float:
+        nonlocal failed
+        try:
+            key = float(policy(request, overdue_s, weights))
+            if not math.isfinite(key):
+                raise ValueError(f"it returned {key}")
+        except Exception:
+            if not failed:
+                failed = True
+                logger.exception("policy %r failed (shown once); requests go by their deadlines", name)
+            return deadline(request, overdue_s, weights)
+        return key
+
+    _POLICIES[name] = guarded
 
 
 def find_policy(name: str) -> Policy:

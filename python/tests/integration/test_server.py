@@ -590,6 +590,17 @@ def test_what_is_left_after_the_grace_period_is_answered_shutting_down() -> None
         assert {r.status for r in replies} == {Status.SHUTTING_DOWN}
 
 
+def test_a_server_that_stops_at_once_leaves_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with Server(models={"echo": local(echo, inline=True)}, bind=ANY):
+            pass
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert [r.message for r in caplog.records if r.name == "asyncio"] == []
+
+
 def test_async_with() -> None:
     async def main() -> None:
         async with Server(models={"echo": local(echo, inline=True)}, bind=ANY) as server:

@@ -148,6 +148,20 @@ def test_a_policy_of_ones_own():
     assert first_of(rig, blocker, z, a) == [a, z]
 
 
+@pytest.mark.parametrize("key", [lambda: 1 / 0, lambda: float("nan"), lambda: "soon", lambda: None])
+def test_a_policy_that_fails_leaves_the_deadlines(key, caplog):
+    from inferential.scheduling import register_policy
+
+    register_policy("broken", lambda request, overdue_s, weights: key())
+    rig = Rig(scheduling__policy="broken")
+    blocker = rig.block()
+    late, soon = rig.send(client="late", budget=900.0), rig.send(client="soon", budget=500.0)
+    assert first_of(rig, blocker, late, soon) == [soon, late]
+    assert [r.message for r in caplog.records if "'broken' failed" in r.message] == [
+        "policy 'broken' failed (shown once); requests go by their deadlines"
+    ]
+
+
 def test_deadline_order_stands_between_levels_while_all_can_be_in_time():
     rig = Rig()
     blocker = rig.block()

@@ -3,7 +3,7 @@
 import pytest
 
 from inferential.errors import ConfigError
-from inferential.scheduling import Order, Scheduler, register_scheduler
+from inferential.scheduling import Order, Scheduler, register_policy, register_scheduler
 from inferential.types import Status
 from tests.unit.engine.rig import BODY, ItemError, Replica, Rig
 
@@ -121,6 +121,14 @@ def test_explain_tells_why():
     assert told["reason"] == "CANNOT_MEET_DEADLINE"
     assert "late" in told["error"]
     assert rig.engine.explain("nobody", 1) == []
+
+
+def test_what_is_no_strategy_or_policy():
+    for wrong in (5, object):
+        with pytest.raises(ConfigError, match=r"'mine' is .* must be a subclass of"):
+            register_scheduler("mine", wrong)
+    with pytest.raises(ConfigError, match="'mine' is 5; it must be a function of"):
+        register_policy("mine", 5)
 
 
 def test_explain_keeps_so_many():
