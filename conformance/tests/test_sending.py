@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from typing import Any
@@ -141,6 +142,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "budget NaN": ({"options": {"latency_budget_ms": math.nan}}, "latency_budget_ms"),
     "budget infinite": ({"options": {"latency_budget_ms": math.inf}}, "latency_budget_ms"),
     "budget negative": ({"options": {"latency_budget_ms": -1.0}}, "latency_budget_ms"),
+    "budget beyond FLOAT32": ({"options": {"latency_budget_ms": 1e39}}, "latency_budget_ms"),
+    "priority above 1000": ({"options": {"priority": 1001}}, "priority"),
     "step negative": ({"options": {"step_ms": -1.0}}, "step_ms"),
     "step NaN": ({"options": {"step_ms": math.nan}}, "step_ms"),
     "slot too long": ({"options": {"slot": "s" * 257}}, "slot"),
@@ -170,6 +173,33 @@ def test_an_empty_model_id_is_refused(connection: Connection) -> None:
     assert caught.value.code == "argument"
 
 
+def test_a_model_id_that_is_too_long_is_refused(connection: Connection) -> None:
+    with pytest.raises(CallError) as caught:
+        connection.model("é" * 129).observe()
+    assert caught.value.code == "argument"
+    assert "model" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "names", [("x" * 257, "robot"), ("é" * 129, "robot"), ("x", "r" * 257)], ids=lambda n: n[0][:1]
+)
+def test_a_client_s_name_that_is_too_long_is_refused(client: Client, stand_in: StandIn, names: tuple[str, str]) -> None:
+    with pytest.raises(CallError) as caught:
+        client.connect(stand_in.address, *names)
+    assert caught.value.code == "argument"
+    assert "client_" in caught.value.message
+
+
+def test_names_may_have_256_bytes_and_metadata_an_empty_key(client: Client, stand_in: StandIn) -> None:
+    connection = client.connect(stand_in.address, "é" * 128, "t" * 256)
+    connection.wait_for_link("up")
+    model = connection.model("m" * 256)
+    model.send({}, {"": "an empty key"}, slot="s" * 256)
+    o = stand_in.receive().observation
+    assert (o.client.id, o.client.type, o.model_id, o.slot) == ("é" * 128, "t" * 256, "m" * 256, "s" * 256)
+    assert dict(o.metadata) == {"": "an empty key"}
+
+
 def test_a_bad_address_is_told(client: Client) -> None:
     with pytest.raises(CallError) as caught:
         client.connect("tcp://localhost").model("policy").observe()
@@ -181,4 +211,21 @@ def test_after_close_calls_are_refused(connection: Connection, model: Model) -> 
     with pytest.raises(CallError) as caught:
         model.observe()
     assert caught.value.code == "closed"
+    with pytest.raises(CallError) as caught:
+        connection.ping()
+    assert caught.value.code == "closed"
+    assert not model.cancel(1)
     assert connection.link_state() == "closed"
+
+
+def test_after_close_what_has_ended_can_still_be_taken(connection: Connection, model: Model, stand_in: StandIn) -> None:
+    for _ in range(2):
+        model.send({"x": f32(1)})
+        stand_in.receive()
+    connection.close()
+    assert [(r.request_id, r.status) for r in (model.reply(), model.reply())] == [(1, 1002), (2, 1002)]
+    for look in (model.next_reply, model.get_result):  # none, or the words that there will be none
+        with contextlib.suppress(CallError):
+            assert look() is None
+    a = model.act(60_000)
+    assert (a.source, a.status) == ("none", None)

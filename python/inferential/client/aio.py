@@ -308,7 +308,6 @@ class AsyncModel(BaseModel):
     async def cancel(self, request_id: int) -> bool:
         """As Model.cancel()."""
         connection = self._connection
-        connection._session.check_open()
         connection._attach()
         connection._read_and_wake()
         sent = connection._send_cancel(self._inbox, request_id)

@@ -337,14 +337,13 @@ class Model(BaseModel):
         """Asks the server to cancel an outstanding request; its reply then says CANCELLED (or it was answered before).
 
         Returns:
-            whether that was sent: only for an outstanding request, and to a server known to speak v2.
+            whether that was sent: only for an outstanding request, and to a server known to speak v2; never after close().
 
         Raises:
-            ConnectionClosedError, ConcurrentWaitError.
+            ConcurrentWaitError.
         """
         connection = self._connection
         with connection._turn:
-            connection._session.check_open()
             connection._read()
             return connection._send_cancel(self._inbox, request_id)
 
