@@ -81,10 +81,12 @@ conformance: setup-python setup-cpp setup-rust setup-peer ## Every client, in ev
 .PHONY: bench bench-fleet bench-closed-loop bench-simulate bench-scheduling bench-stages bench-report fault soak fuzz sanitize lint-cpp
 bench: setup-python setup-peer setup-cpp setup-rust ## Benchmarks side by side (ARGS="roundtrip direct --rounds 5"), into docs/benchmarks
 	@$(PY) python/benchmarks/bench.py $(ARGS)
-bench-fleet: setup-python setup-peer ## How many robots one simulated GPU carries; 11 minutes (ARGS="--seconds 10": 6)
+bench-fleet: setup-python setup-peer ## How many robots one simulated GPU carries, live and simulated; 12 minutes (ARGS="--seconds 10": 6)
 	@$(PY) python/benchmarks/bench_fleet.py $(ARGS)
+	@$(PY) python/benchmarks/report.py
 bench-closed-loop: setup-python setup-peer ## How many cart-poles it keeps upright; 8 minutes at most (ARGS="--seconds 10": 3)
 	@$(PY) python/benchmarks/bench_closed_loop.py $(ARGS)
+	@$(PY) python/benchmarks/report.py
 bench-simulate: setup-python ## The simulated sections; 2 minutes (ARGS=large: 100,000 clients, 5 to 10 minutes)
 	@$(PY) python/benchmarks/bench_simulate.py $(ARGS)
 	@$(PY) python/benchmarks/report.py

@@ -2,9 +2,9 @@
 
 One simulated GPU behind Ray Serve (10 ms + 0.5 ms per item and call, one call at a time); robots observe 28 bytes at 10 Hz, open loop, with
 50 ms to be answered. This project, with the settings of examples/scenarios/gpu.yaml, against the released 1.4.0 and against @serve.batch
-behind a plain handle, in turns within one run. Writes DIR/fleet.json.
+behind a plain handle, in turns within one run; then the simulator with the same settings and robots. Writes DIR/fleet.json.
 
-16 measurements by default, each its seconds plus about 8: with --seconds 30 some 11 minutes, with --seconds 10 some 6.
+17 measurements by default, each its seconds plus about 8: with --seconds 30 some 12 minutes, with --seconds 10 some 6.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ import yaml
 from bench import ROOT, machine
 from processes import HERE, PEER_PYTHON, PYTHON, Stand, measure
 
+from inferential.config.schema import InferentialConfig
+from inferential.simulator import Variant, load_scenario, simulate
+
 SCENARIO = ROOT / "python" / "examples" / "scenarios" / "gpu.yaml"
-ROBOTS = [8, 40, 80, 95, 105, 120, 240]
+ROBOTS = [8, 40, 80, 95, 105, 120, 160, 240]
 PEERS_ROBOTS = [8, 16, 40, 95]
 OVERLOAD = 240
 """Robots at twice what the GPU can do, a tenth of them at priority 0."""
@@ -38,6 +41,7 @@ Row = dict[str, Any]
 
 
 def main() -> int:
+    scenario = load_scenario(SCENARIO)
     settings = yaml.safe_load(SCENARIO.read_text())["config"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--robots", type=int, nargs="*", default=ROBOTS, help="how many this project is asked to carry")
@@ -101,10 +105,30 @@ def main() -> int:
             if all(row.get("in_time_share", 0) >= GOAL and not row.get("unanswered") for row in rows)
         ]
         print(f"{name}: {max(held, default=0)} robots with at least {GOAL:.0%} in time")
+    simulated = simulate(
+        scenario.model_copy(
+            update={
+                "config": InferentialConfig.model_validate(args.config),
+                "loads": [float(count) for count in args.robots],
+                "duration_s": scenario.warm_up_s + args.seconds,
+                "variants": [Variant(name="simulated")],
+            }
+        )
+    )
     args.out.mkdir(parents=True, exist_ok=True)
     command = f"make bench-fleet ARGS='--seconds {args.seconds:g} --rounds {args.rounds}'"
     (args.out / "fleet.json").write_text(
-        json.dumps({"command": command, "machine": facts, "settings": args.config, "results": results}, indent=1) + "\n"
+        json.dumps(
+            {
+                "command": command,
+                "machine": facts,
+                "settings": args.config,
+                "results": results,
+                "simulated": {str(int(row["load"])): row for row in simulated},
+            },
+            indent=1,
+        )
+        + "\n"
     )
     return 0
 

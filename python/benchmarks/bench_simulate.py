@@ -20,7 +20,6 @@ from inferential.simulator import load_scenario, simulate
 
 SCENARIOS = ROOT / "python" / "examples" / "scenarios"
 PARTS = {
-    "gpu": "gpu",
     "priorities": "priorities",
     "ablation": "ablation",
     "ablation_bursts": "ablation-bursts",
