@@ -222,6 +222,8 @@ class Engine:
         name = model.name
         for i, request in enumerate(call.requests):
             if request.done:
+                if i < len(items) and not isinstance(items[i], ItemError):
+                    record("late_replies", 1.0, name, request.observation.client_id)
                 continue
             request.call = None
             item = (

@@ -19,7 +19,7 @@ import psutil
 import pytest
 import zmq
 
-from inferential import Server, images, local, wire
+from inferential import Connection, Server, images, local, wire
 from inferential._proto.inferential.v1 import inferential_pb2 as pb
 from inferential.config.schema import InferentialConfig, ModelConfig
 from inferential.errors import ConfigError
@@ -765,6 +765,15 @@ def test_metrics_and_callbacks() -> None:
         }  # fmt: skip
         assert {g[2].get("model", "all") for g in got if g[0] == "queue_depth"} == {"echo"}
         assert ("payload_size_bytes", 12, {"model": "echo", "client": "robot"}) in got
+
+
+def test_the_spread_of_an_observations_tensors() -> None:
+    with Server(models={"echo": local(echo, inline=True)}, bind=ANY).run_in_thread() as server:
+        with Connection(server.endpoint, client_id="robot", connect_timeout_ms=WAIT_S * 1e3) as connection:
+            model = connection.model("echo", latency_budget_ms=0)
+            model.observe(a=np.ones(1), b=np.ones(1), timestamps_ns={"a": 5_000_000, "b": 8_000_000})
+            assert model.get_result(WAIT_S * 1e3) is not None
+        assert server.metrics.get_stats("tensor_spread_ms", labels={"client": "robot"}).mean == pytest.approx(3.0)
 
 
 def test_use_scheduler_and_explain() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+import inferential
 from inferential.errors import ConfigError
 from inferential.metrics import collector as collector_module
 from inferential.metrics import prometheus as prometheus_module
@@ -18,6 +20,13 @@ from inferential.metrics.prometheus import PrometheusExport
 from inferential.metrics.ring import Ring
 
 WAIT_S = 20.0
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_is_recorded_somewhere(name: str) -> None:
+    package = Path(inferential.__file__).parent
+    users = [p for p in package.rglob("*.py") if p.name != "names.py" and f'"{name}"' in p.read_text()]
+    assert users
 
 
 def test_stats_are_those_of_the_points_with_the_labels() -> None:

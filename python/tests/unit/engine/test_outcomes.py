@@ -144,6 +144,15 @@ def test_cancel_queued_and_running():
     assert not rig.engine.cancel(b"nobody", 1, rig.now)
     assert rig.finish(call) == []
     assert rig.engine.pending == 0
+    assert rig.numbers.of("late_replies") == [1.0]
+
+
+def test_a_late_error_is_no_late_reply():
+    rig = Rig()
+    call = rig.block()
+    rig.engine.cancel(call.requests[0].connection, call.requests[0].observation.request_id, rig.now)
+    rig.finish(call, items=[ItemError("cancelled before the model began with it")])
+    assert rig.numbers.of("late_replies") == []
 
 
 def test_what_a_lost_connection_left_never_reaches_a_model():
