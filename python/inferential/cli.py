@@ -181,19 +181,15 @@ else:
         timeout_ms: Annotated[float, typer.Option(min=1, help="How long to wait for the answer.")] = 2000.0,
     ) -> None:
         """Tell why a recent request waited, was batched, refused or superseded. Exit code 1 where it is not known."""
+        from inferential.scheduling.journal import describe
+
         decisions = _ask_why(server, client_id, request_id, timeout_ms)
         if not decisions:
             typer.echo(f"request {request_id} of client {client_id!r} is not known to {server} (any more)")
             raise typer.Exit(1)
         start = decisions[0]["at"]
         for decision in decisions:
-            at, what = decision.pop("at"), decision.pop("decision")
-            details = ", ".join(
-                f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}"
-                for name, value in decision.items()
-                if value not in ("", None)
-            )
-            typer.echo(f"+{(at - start) * 1e3:9.3f} ms  {what}: {details}")
+            typer.echo(f"+{(decision['at'] - start) * 1e3:9.1f} ms  {describe(decision)}")
 
     def _ask_why(server: str, client_id: str, request_id: int, timeout_ms: float) -> list[dict[str, Any]]:
         import zmq

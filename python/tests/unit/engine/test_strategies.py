@@ -4,6 +4,7 @@ import pytest
 
 from inferential.errors import ConfigError
 from inferential.scheduling import Order, Scheduler, register_policy, register_scheduler
+from inferential.scheduling.journal import describe
 from inferential.types import Status
 from tests.unit.engine.rig import BODY, ItemError, Replica, Rig
 
@@ -114,6 +115,8 @@ def test_explain_tells_why():
     assert dispatch["decision"] == "dispatch"
     assert dispatch["waited_ms"] == pytest.approx(12.0)
     assert (dispatch["batch_size"], dispatch["replica"], dispatch["contended"]) == (1, "r", False)
+    assert dispatch["predicted_ms"] == pytest.approx(call.ends_at * 1e3 - rig.ms + 10.0)
+    assert 5.0 < dispatch["predicted_ms"] < 20.0
     assert (outcome["decision"], outcome["status"]) == ("outcome", "OK")
     refused = rig.send(client="robot", budget=5.0)
     rig.settle()
@@ -129,6 +132,44 @@ def test_what_is_no_strategy_or_policy():
             register_scheduler("mine", wrong)
     with pytest.raises(ConfigError, match="'mine' is 5; it must be a function of"):
         register_policy("mine", 5)
+
+
+def test_explain_in_words():
+    def words(request):
+        rig.settle()
+        found = rig.engine.explain(request.observation.client_id, request.observation.request_id)
+        return [describe(decision) for decision in found]
+
+    rig = Rig(
+        scheduling__early_refusal="predictive",
+        scheduling__batch_window="off",
+        model__call_ms=10.0,
+        dispatch__max_retries=1,
+        replicas=[Replica("r", "m", 1, 4)],
+    )
+    blocker = rig.block()
+    older = rig.send(client="a", latest_only=True, budget=500.0)
+    newer = rig.send(client="a", latest_only=True, budget=500.0)
+    other = rig.send(client="b", budget=500.0)
+    hopeless = rig.send(client="c", budget=5.0)
+    assert words(older) == ["SUPERSEDED 0.0 ms after its arrival: a newer observation took its place"]
+    assert words(hopeless) == ["REJECTED (CANNOT_MEET_DEADLINE) 0.0 ms after its arrival: it would be 16.0 ms late"]
+    [call] = rig.finish(blocker, 12.0, inference_ms=10.0)
+    [again] = rig.fail(call, "the link broke", retryable=True)[:1]
+    rig.finish(again, 10.0, inference_ms=10.0)
+    assert words(newer)[0] == (
+        "waited 12.0 ms, sent to r together with 1 more, predicted to be over in "
+        f"{rig.engine.explain('a', newer.observation.request_id)[0]['predicted_ms']:.1f} ms"
+    )
+    assert words(newer)[1] == "failed (the link broke), runs again"
+    assert words(newer)[-1] == "OK 22.0 ms after its arrival"
+    assert words(other)[0].startswith("waited 12.0 ms, sent to r together with 1 more")
+    late = Rig()
+    late.block()
+    expired = late.send(client="d", budget=8.0)
+    late.wait(9.0)
+    rig = late
+    assert words(expired) == ["EXPIRED 8.0 ms after its arrival: its deadline passed while it waited"]
 
 
 def test_explain_keeps_so_many():
