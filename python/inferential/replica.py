@@ -67,6 +67,8 @@ class _Server:
     nonce: bytes = b""
     signalled: bool = False
     """Its descriptor said that there may be messages."""
+    proved: bool = False
+    """The server has been shown who this is: it attaches this replica, whose side of it is yet to hear so."""
     attached: bool = False
     credits: int = 0
     drained: bool = False
@@ -148,6 +150,7 @@ class ReplicaLinks:
         self._in_hand = 0
         self._draining = False
         self._goodbye_at = INFINITY
+        self._welcome_by = INFINITY
         self._closed = threading.Event()
         self._left: concurrent.futures.Future[None] = concurrent.futures.Future()
 
@@ -436,7 +439,7 @@ class ReplicaLinks:
 
     def _detach(self, server: _Server) -> None:
         was = server.attached
-        server.attached = False
+        server.attached = server.proved = False
         for job in server.jobs.values():
             job.cancelled = True  # the server gave them up when the link broke
         if was:
@@ -504,6 +507,7 @@ class ReplicaLinks:
                 elif kind == "farewell":
                     server.left = True
                 elif kind == "refused":
+                    server.proved = False
                     self._refused(server, message.refused.reason)
                 if not (busy or link.readable(socket)):
                     return False
@@ -529,6 +533,9 @@ class ReplicaLinks:
                 server.endpoint.server,
             )
             return
+        if self._draining:
+            return  # it comes too late to be told of that
+        server.proved = True
         me = self._identity
         answer = link.proof(secret, "replica", challenge.nonce, server.nonce, me.replica, me.model)
         self._say(server, pb.ToServer(proof=pb.Proof(proof=answer)))
@@ -562,6 +569,7 @@ class ReplicaLinks:
 
     def _begin_drain(self, timeout_s: float) -> None:
         self._draining = True
+        self._welcome_by = time.monotonic() + FAREWELL_S
         for server in self._servers.values():
             self._say(server, pb.ToServer(drain=pb.Drain(grace_ms=int(timeout_s * 1e3))))
 
@@ -569,6 +577,9 @@ class ReplicaLinks:
         attached = [s for s in self._servers.values() if s.attached]
         now = time.monotonic()
         if self._goodbye_at == INFINITY:
+            # One that is about to say welcome may have sent calls right after it.
+            if any(s.proved and not s.attached for s in self._servers.values()) and now < self._welcome_by:
+                return
             if self._in_hand or not all(s.drained for s in attached):
                 return
             self._goodbye_at = now
