@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from inferential._proto.inferential.recording.v1 import recording_pb2 as pb
 from inferential._proto.inferential.v1 import inferential_pb2 as wire_pb
 from inferential._version import __version__
-from inferential.errors import InferentialError, MissingDependencyError
+from inferential.errors import ConfigError, InferentialError, MissingDependencyError
 from inferential.scheduling.request import Call, CallError, CallResult, ItemError, Outcome, Replica, Request
 from inferential.types import Buffer
 
@@ -53,7 +53,10 @@ class Recorder:
         self._payloads = payloads
         # A message's log time is the wall clock, in step with the monotonic one the engine is given.
         self._wall_offset_ns = time.time_ns() - time.monotonic_ns()
-        self._file = path.open("wb")
+        try:
+            self._file = path.open("wb")
+        except OSError as e:
+            raise ConfigError(f"record: cannot write {str(path)!r}: {e.strerror}") from None
         self._writer = Writer(self._file)
         self._writer.start(profile="", library=f"inferential {__version__}")
         self._writer.add_metadata(

@@ -126,6 +126,7 @@ def test_serve_local_callables_until_a_signal(tmp_path: Path) -> None:
         ([":x"], "write it as"),
         (["math:pi"], "model 'pi' is a float"),
         (["math:floor", "--log-level", "loud"], "--log-level is 'loud'"),
+        (["math:floor", "--record", "nowhere/run.mcap"], "record: cannot write 'nowhere/run.mcap'"),
         (["math:floor", "--bind", "nonsense"], "transport.bind is 'nonsense'"),
     ],
 )
