@@ -252,6 +252,22 @@ def test_lost_link_is_made_anew(store: Store) -> None:
     asyncio.run(main())
 
 
+def test_leaving_right_after_attaching_loses_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server sends calls as soon as it has the proof: perhaps before the replica knows that it is attached."""
+    monkeypatch.setattr(direct, "LAST_REPLICA_S", 0.0)
+
+    async def main() -> None:
+        async with server(store) as driver:
+            for i in range(30):
+                async with replica(Where(), f"r{i}"):
+                    (r,) = await driver.replica("m")
+                    call = driver.start_call(r, [driver.request("m", s=0.0)])
+                assert isinstance(await driver.outcome(call), CallResult)
+                await driver.until(lambda: not driver.of("m"))
+
+    asyncio.run(main())
+
+
 def test_the_last_replica_stays_until_another_attaches(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(direct, "LAST_REPLICA_S", 60.0)
 
