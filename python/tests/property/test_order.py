@@ -67,9 +67,16 @@ STEPS = st.lists(
     max_size=80,
 )
 
+PUSHES = st.tuples(st.just("push"), st.integers(0, 1), st.integers(0, 1), KEYS)
+FEW_CLIENTS = st.lists(
+    st.one_of(PUSHES, PUSHES, st.tuples(st.just("serve"), st.sampled_from([True, True, True, False]))),
+    min_size=20,
+    max_size=80,
+)
+
 
 @pytest.mark.parametrize("name", ORDERS)
-@given(steps=STEPS)
+@given(steps=st.one_of(STEPS, FEW_CLIENTS, FEW_CLIENTS))
 def test_a_clients_own_requests_go_by_key(name, steps):
     bench = Bench(ORDERS[name]())
     for what, *values in steps:
