@@ -259,7 +259,7 @@ def test_model_error(live: Connection, how: str) -> None:
     model.send({}, {"how": how}, **PATIENT)
     r = model.reply()
     assert (r.status, r.local) == (MODEL_ERROR, False)
-    named = {"raise": "the arm is on fire", "nothing": "actions", "object": "thing", "complex": "complex64"}
+    named = {"raise": "the arm is on fire", "nothing": "returned None", "object": "thing", "complex": "complex64"}
     assert named[how] in r.error
     model.send({}, {"how": "bare"}, **PATIENT)
     assert model.ok().tensors, "the next request is answered as if nothing had been"
