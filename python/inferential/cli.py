@@ -83,12 +83,15 @@ else:
         asyncio.run(_serve(server, deploy))
 
     async def _serve(server: Any, deploy: dict[str, Any]) -> None:
-        await server.start()
-        typer.echo(f"serving {', '.join(server.models)} on {server.endpoint}")
-        # Applications become available when they are up; clients get UNAVAILABLE until then.
-        deploying = [asyncio.create_task(asyncio.to_thread(_deploy, name, a)) for name, a in deploy.items()]
+        deploying: list[asyncio.Task[None]] = []
+
+        def started() -> None:
+            typer.echo(f"serving {', '.join(server.models)} on {server.endpoint}")
+            # Applications become available when they are up; clients get UNAVAILABLE until then.
+            deploying.extend(asyncio.create_task(asyncio.to_thread(_deploy, name, a)) for name, a in deploy.items())
+
         try:
-            await server.run()
+            await server.run(started)
         finally:
             for task in deploying:
                 task.cancel()

@@ -217,30 +217,49 @@ class Server:
 
     # --- life cycle ---
 
-    async def run(self) -> None:
+    async def run(self, started: Callable[[], None] | None = None) -> None:
         """Serves until `request_stop`, SIGINT or SIGTERM (handled where this is the main thread), then drains and returns.
 
-        Starts the server unless it is started. A second signal ends the grace period. Raises what `start` raises.
+        Starts the server unless it is started, and calls `started` once it serves. A signal before that gives the start up, a
+        second one later ends the grace period. Raises what `start` raises.
 
         The process is taken to be the server's own: objects that are there before a replica comes up are kept out of garbage
         collections until it returns (`gc.freeze`). With Ray loaded, looking through them would stop the server for 50 to 200 ms.
         """
-        if self._state == "new":
-            await self.start()
-        self._owns_process = True
-        gc.freeze()
+        loop = asyncio.get_running_loop()
+        starting = loop.create_task(self.start()) if self._state == "new" else None
+
+        def signalled(name: str) -> None:
+            if starting is not None and not starting.done():
+                logger.info("%s while starting: giving up", name)
+                starting.cancel()
+            else:
+                self._signalled(name)
+
         signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
         for number in signals:
-            self._loop.add_signal_handler(number, self._signalled, signal.Signals(number).name)
+            loop.add_signal_handler(number, signalled, signal.Signals(number).name)
         try:
+            if starting is not None:
+                await asyncio.wait([starting])
+                if starting.cancelled():
+                    return
+                starting.result()
+            if started is not None:
+                started()
+            self._owns_process = True
+            gc.freeze()
             await self._stopping.wait()
         finally:
+            if starting is not None and not starting.done():  # whoever awaits this was cancelled
+                starting.cancel()
+                await asyncio.wait([starting])
             try:
                 await self.stop()
             finally:
                 gc.unfreeze()
                 for number in signals:
-                    self._loop.remove_signal_handler(number)
+                    loop.remove_signal_handler(number)
 
     def _signalled(self, name: str) -> None:
         if self._stopping.is_set():

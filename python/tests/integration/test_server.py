@@ -21,6 +21,7 @@ import zmq
 
 from inferential import Connection, Server, images, local, wire
 from inferential._proto.inferential.v1 import inferential_pb2 as pb
+from inferential.backends.local import LocalBackend
 from inferential.config.schema import InferentialConfig, ModelConfig
 from inferential.errors import ConfigError
 from inferential.metrics.names import METRICS
@@ -684,6 +685,23 @@ def test_signals_end_the_process_with_code_0(process: subprocess.Popen[str], num
         process.send_signal(number)
         assert process.wait(WAIT_S) == 0
     assert process.stdout.read().split() == ["returned"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_starting_gives_the_start_up(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(_: object, __: object) -> None:
+        os.kill(os.getpid(), number)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(LocalBackend, "start", never)
+
+    async def scenario() -> None:
+        server = Server(models={"echo": local(lambda obs: obs, inline=True)}, bind="tcp://127.0.0.1:0")
+        told: list[str] = []
+        await asyncio.wait_for(server.run(lambda: told.append("started")), WAIT_S)
+        assert told == []
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("process", [0.3], indirect=True)
