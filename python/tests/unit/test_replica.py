@@ -39,7 +39,9 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Store:
 @asynccontextmanager
 async def server(store: Store) -> AsyncIterator[Driver]:
     driver = Driver(None)  # type: ignore[arg-type]
-    path = DirectPath(InferentialConfig(), ["m"], driver)
+    config = InferentialConfig()
+    config.dispatch.health_timeout_ms = 60_000.0  # a busy machine may keep libzmq's threads waiting for more than a second
+    path = DirectPath(config, ["m"], driver)
     driver.backend = path  # type: ignore[assignment]
     path.open()
     store.data[link.SERVERS + path.server] = path.endpoint("here").to_json()
