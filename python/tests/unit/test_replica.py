@@ -40,7 +40,8 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Store:
 async def server(store: Store) -> AsyncIterator[Driver]:
     driver = Driver(None)  # type: ignore[arg-type]
     config = InferentialConfig()
-    config.dispatch.health_timeout_ms = 60_000.0  # a busy machine may keep libzmq's threads waiting for more than a second
+    # A busy machine may keep libzmq's threads waiting for more than a second.
+    config.dispatch.health_timeout_ms = 60_000.0
     path = DirectPath(config, ["m"], driver)
     driver.backend = path  # type: ignore[assignment]
     path.open()
