@@ -237,14 +237,19 @@ class Server:
                 self._signalled(name)
 
         signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-        for number in signals:
-            loop.add_signal_handler(number, signalled, signal.Signals(number).name)
+
+        def handle_signals() -> None:
+            for number in signals:
+                loop.add_signal_handler(number, signalled, signal.Signals(number).name)
+
+        handle_signals()
         try:
             if starting is not None:
                 await asyncio.wait([starting])
                 if starting.cancelled():
                     return
                 starting.result()
+                handle_signals()  # Ray puts a handler of SIGTERM in their place, which ends in an abort
             if started is not None:
                 started()
             self._owns_process = True
