@@ -98,7 +98,8 @@ def measure(*command: str, timeout_s: float = 300.0, env: Mapping[str, str] | No
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode != 0 or not lines:
-        raise RuntimeError(f"{' '.join(command)} exited {done.returncode} without a result")
+        program = " ".join(Path(part).name for part in command[1:3])  # what is on record names no path of one machine
+        raise RuntimeError(f"{program} exited {done.returncode} without a result")
     return json.loads(lines[-1])  # type: ignore[no-any-return]
 
 
