@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,7 +23,7 @@ from inferential._version import __version__
 from inferential.assembler import ClockOffset, assemble
 from inferential.backends.base import Backend
 from inferential.backends.local import LocalBackend
-from inferential.config.load import check_config
+from inferential.config.load import check_config, check_name
 from inferential.config.schema import InferentialConfig
 from inferential.engine import Engine
 from inferential.errors import ConfigError, WireError
@@ -78,20 +78,17 @@ class Server:
         Raises:
             ConfigError: a setting or a model is wrong.
         """
+        if config is not None and not isinstance(config, InferentialConfig):
+            raise ConfigError(
+                f"config is a {type(config).__name__}; it must be an InferentialConfig. inferential.config.load has "
+                "load_config(path) for a file and parse_config(mapping) for a dict"
+            )
         config = InferentialConfig() if config is None else config.model_copy(deep=True)
         if bind is not None:
+            if not isinstance(bind, str):
+                raise ConfigError(f"bind is {bind!r}; it must be an endpoint, as in 'tcp://127.0.0.1:5555'")
             config.transport.bind = bind
-        if models is None:
-            models = list(config.models.known)
-        if not isinstance(models, Mapping):
-            models = dict.fromkeys([models] if isinstance(models, str) else models)
-        if not models:
-            raise ConfigError(
-                "models: none given; name at least one, in Server(models=...) or the setting models.known"
-            )
-        for name in models:
-            if not isinstance(name, str) or not name or len(name.encode()) > wire.MAX_NAME_BYTES:
-                raise ConfigError(f"models: {name!r} is no name; use 1 to {wire.MAX_NAME_BYTES} bytes of text")
+        models = _by_name(list(config.models.known) if models is None else models)
         check_config(config)
         self._config = config
         for name in set(config.models.known) - set(models):
@@ -623,3 +620,25 @@ class Server:
         self._wakeup = None
         self._engine.advance(time.monotonic())
         self._flush()
+
+
+def _by_name(models: Any) -> dict[str, Any]:
+    """The models as name -> what runs in this process, None for a Ray Serve application.
+
+    Raises:
+        ConfigError: there are none, or one has no proper name.
+    """
+    if isinstance(models, str):
+        models = [models]
+    if isinstance(models, bytes) or not isinstance(models, Iterable):
+        raise ConfigError(
+            f"models is {models!r}; it must be a list of names of Ray Serve applications, or a dict of name -> callable"
+        )
+    names = list(models)
+    if not names:
+        raise ConfigError("models: none given; name at least one, in Server(models=...) or the setting models.known")
+    for name in names:
+        if not isinstance(name, str):
+            raise ConfigError(f"models: {name!r} is no name; local models are given as a dict of name -> callable")
+        check_name("models", name)
+    return dict(models) if isinstance(models, Mapping) else dict.fromkeys(names)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 PROTOCOL_VERSION = 2
+MAX_NAME_BYTES = 256  # of a client's id or type, a model's id, a slot
 
 Buffer: TypeAlias = Any  # anything with the buffer protocol: bytes, memoryview, numpy array, zmq.Frame
 """One payload frame."""

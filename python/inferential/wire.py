@@ -19,6 +19,7 @@ from inferential import images
 from inferential._proto.inferential.v1 import inferential_pb2 as pb
 from inferential.errors import MissingDependencyError, ModelError, ObservationError, WireError
 from inferential.types import (
+    MAX_NAME_BYTES,
     PROTOCOL_VERSION,
     Body,
     Buffer,
@@ -40,7 +41,6 @@ LARGE_TENSOR_BYTES = 65_536  # from here on a tensor travels as a frame of its o
 MAX_DIMENSIONS = 32
 MAX_ARRAY_BYTES = 2**63 - 1
 MAX_TENSORS = 256
-MAX_NAME_BYTES = 256
 MAX_PRIORITY = 1000  # what SDKs send; the wire may hold more, which counts as this much
 MAX_IMAGE_SIDE = 16_384
 

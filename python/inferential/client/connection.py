@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable
 
 from inferential import wire
-from inferential.client.observation import Defaults, Draft
+from inferential.client.observation import Defaults, Draft, is_number
 from inferential.client.options import Options
 from inferential.client.reply import Sent
 from inferential.client.session import Inbox, LinkState, Ping, Session, Stats
 from inferential.client.socket import ClientSocket
 from inferential.client.watchdog import Fallback, Watchdog
-from inferential.errors import ConnectionClosedError, ObservationError
+from inferential.errors import ConfigError, ConnectionClosedError, ObservationError
 from inferential.types import Body, Kind, Observation, Status
 
 logger = logging.getLogger("inferential.client")
@@ -28,6 +28,8 @@ class BaseConnection:
     """Session and socket of one connection; the subclasses add locking and waiting."""
 
     def __init__(self, options: Options, on_link: Callable[[LinkState], None] | None) -> None:
+        if on_link is not None and not callable(on_link):
+            raise ConfigError(f"on_link is {on_link!r}; it must be a function that takes a LinkState")
         self._options = options
         self._on_link = on_link
         self._pid = os.getpid()
@@ -256,7 +258,7 @@ def deadline_after(timeout_ms: float | None, now: float) -> float:
     """
     if timeout_ms is None:
         return math.inf
-    if not timeout_ms >= 0:  # NaN too
+    if not (is_number(timeout_ms) and timeout_ms >= 0):  # NaN too
         raise ValueError(
             f"timeout_ms is {timeout_ms!r}; it must be 0 or more, or None to wait for as long as requests are outstanding"
         )

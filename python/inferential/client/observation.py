@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from inferential.errors import ObservationError
-from inferential.types import EncodedImage
-from inferential.wire import MAX_NAME_BYTES, MAX_PRIORITY, MAX_TENSORS
+from inferential.types import MAX_NAME_BYTES, EncodedImage
+from inferential.wire import MAX_PRIORITY, MAX_TENSORS
 
 ImageFormat: TypeAlias = "str | tuple[str, int]"
 """`"jpeg"`, `"png"`, or `("jpeg", quality)`."""
@@ -205,10 +205,15 @@ def _encoded(key: str, value: Any, how: ImageFormat) -> EncodedImage:
     raise ObservationError(f"encode for {key!r} is {how!r}; it is 'jpeg', 'png', ('jpeg', quality) or ('png', level)")
 
 
+def is_number(value: object) -> bool:
+    """Whether it is a real number, Python's or numpy's; True and False are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def check_number(name: str, value: Any, low: float, high: float) -> float:
     """`value` as a float in low..high."""
     if type(value) is not float:
-        if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+        if not is_number(value):
             hint = f"; an array of that name goes into tensors={{{name!r}: ...}}" if hasattr(value, "__array__") else ""
             raise ObservationError(f"{name} is {_described(value)}; it must be a number{hint}")
         value = float(value)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import re
 from dataclasses import dataclass
 
 from inferential.errors import ConfigError
-from inferential.wire import MAX_NAME_BYTES
+from inferential.types import MAX_NAME_BYTES
 
 _SCHEME = re.compile(r"[a-z]+://")
-_TCP = re.compile(r"tcp://.*:(\d+)", re.DOTALL)
+_TCP = re.compile(r"tcp://(?:[^;]*;)?(.+):(\d+)", re.DOTALL)  # a source address may come first
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +38,12 @@ class Options:
         _name("client_type", self.client_type)
         _in_range("connect_timeout_ms", self.connect_timeout_ms, 0, math.inf)
         _in_range("request_timeout_ms", self.request_timeout_ms, 1, math.inf)
-        _in_range("heartbeat_ms", self.heartbeat_ms, 300, 1000)
-        _in_range("linger_ms", self.linger_ms, 0, 10_000)
-        _in_range("max_message_bytes", self.max_message_bytes, 1, 2**62)
-        _in_range("high_water_mark", self.high_water_mark, 1, 2**30)
+        _whole("heartbeat_ms", self.heartbeat_ms, 300, 1000)
+        _whole("linger_ms", self.linger_ms, 0, 10_000)
+        _whole("max_message_bytes", self.max_message_bytes, 1, 2**62)
+        _whole("high_water_mark", self.high_water_mark, 1, 2**30)
+        _flag("hold_off", self.hold_off)
+        _flag("zero_copy", self.zero_copy)
 
 
 def _address(server: object) -> str:
@@ -51,11 +54,21 @@ def _address(server: object) -> str:
         address = f"tcp://{address}"
     if address.startswith("tcp://"):
         found = _TCP.fullmatch(address)
-        if found is None or not 1 <= int(found[1]) <= 65_535:
+        if found is None or not 1 <= int(found[2]) <= 65_535:
             raise ConfigError(
                 f"server is {server!r}; a port of 1..65535 must follow the host, as in 'tcp://localhost:5555'"
             )
+        if ":" in found[1] and not _is_ipv6(found[1]):
+            raise ConfigError(f"server is {server!r}; one port must follow the host, as in 'tcp://localhost:5555'")
     return address
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        ipaddress.IPv6Address(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
+    except ValueError:
+        return False
+    return True
 
 
 def _name(setting: str, value: object) -> None:
@@ -72,3 +85,13 @@ def _name(setting: str, value: object) -> None:
 def _in_range(setting: str, value: object, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise ConfigError(f"{setting} is {value!r}; it must be a number from {low} to {high}")
+
+
+def _whole(setting: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ConfigError(f"{setting} is {value!r}; it must be a whole number from {low} to {high}")
+
+
+def _flag(setting: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{setting} is {value!r}; it must be True or False")

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from inferential.client.observation import is_number
+
 _LEAST_HZ, _MOST_HZ = 1e-3, 1e6
 
 
@@ -19,11 +21,16 @@ class Hints(Protocol):
         ...
 
 
+def _check_hints(follow: object) -> None:
+    if follow is not None and not hasattr(follow, "take_phase_shift_ms"):
+        raise ValueError(f"follow is {follow!r}; it must be a model handle, as conn.model() returns it")
+
+
 class Grid:
     """A fixed grid of ticks, without a clock: `period_s` apart, the first one period after `start_s`."""
 
     def __init__(self, hz: float, start_s: float) -> None:
-        if not _LEAST_HZ <= hz <= _MOST_HZ:  # NaN too
+        if not (is_number(hz) and _LEAST_HZ <= hz <= _MOST_HZ):  # NaN too
             raise ValueError(f"hz is {hz!r}; it must be from {_LEAST_HZ:g} to {_MOST_HZ:,.0f}")
         self.period_s = 1.0 / hz
         self._start_s = start_s
@@ -69,6 +76,7 @@ class Rate:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        _check_hints(follow)
         self._clock = clock
         self._sleep = sleep
         self._follow = follow
@@ -92,6 +100,7 @@ class AsyncRate:
     """Rate for asyncio: `await rate.sleep()`."""
 
     def __init__(self, hz: float, *, follow: Hints | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        _check_hints(follow)
         self._clock = clock
         self._follow = follow
         self._grid = Grid(hz, clock())

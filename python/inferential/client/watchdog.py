@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from inferential.client.observation import is_number
 from inferential.client.reply import Reply
 from inferential.errors import ObservationError
 from inferential.types import DType, Status
@@ -49,7 +50,7 @@ class Hold:
     template: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if not self.max_ms >= 0:
+        if not (is_number(self.max_ms) and self.max_ms >= 0):  # NaN too
             raise ObservationError(f"Hold(max_ms={self.max_ms!r}): it must be 0 or more")
 
 
@@ -61,7 +62,7 @@ class Decay:
     template: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.half_life_ms < math.inf:
+        if not (is_number(self.half_life_ms) and 0 < self.half_life_ms < math.inf):  # NaN too
             raise ObservationError(f"Decay(half_life_ms={self.half_life_ms!r}): it must be above 0")
 
 
@@ -96,11 +97,16 @@ class Watchdog:
     """The fallback of one model handle, and the last fresh reply that it works from."""
 
     def __init__(self, fallback: Fallback | None) -> None:
-        if fallback is not None and not isinstance(fallback, (Hold, Decay, Zero)) and not callable(fallback):
-            raise ObservationError(f"fallback is {fallback!r}; it must be Hold, Decay, Zero or a callable")
+        declared = isinstance(fallback, (Hold, Decay, Zero))
+        if not (fallback is None or declared or callable(fallback)) or isinstance(fallback, type):
+            raise ObservationError(
+                f"fallback is {fallback!r}; it must be a callable or one of Hold(...), Decay(...) and Zero()"
+            )
         self._fallback: Fallback = Zero() if fallback is None else fallback
         self._last: Reply | None = None
-        template = getattr(fallback, "template", None)
+        template = getattr(fallback, "template", None) if declared else None
+        if not isinstance(template, Mapping | None):
+            raise ObservationError(f"fallback: template is {template!r}; it must be a dict of name -> array")
         self._template = {} if template is None else {key: _template_array(key, v) for key, v in template.items()}
 
     def fresh(self, reply: Reply, now: float) -> Action:
@@ -143,10 +149,16 @@ def _scaled(array: Array, factor: float) -> Array:
 
 
 def _template_array(key: str, value: Any) -> Array:
-    array = np.asarray(value)
+    if not isinstance(key, str):
+        raise ObservationError(f"fallback: template has the name {key!r}; it must be a string")
+    try:
+        array = np.asarray(value)
+    except ValueError:  # nested lists of different lengths
+        raise ObservationError(f"fallback: template[{key!r}] is {value!r}; it must be an array") from None
     if wire_dtype(array.dtype.newbyteorder("=")) is None:
         raise ObservationError(
-            f"fallback: template[{key!r}] is of dtype {array.dtype}; it must be an array of one of the wire's types"
+            f"fallback: template[{key!r}] is {value!r}, of dtype {array.dtype}; it must be an array of one of the wire's "
+            "types, as in np.zeros(7, np.float32)"
         )
     return array
 

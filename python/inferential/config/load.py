@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from inferential.config.schema import InferentialConfig
 from inferential.errors import ConfigError, MissingDependencyError
+from inferential.types import MAX_NAME_BYTES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -65,9 +66,12 @@ def check_config(config: InferentialConfig) -> None:
     """The checks that a type cannot make: the endpoint, and settings that concern each other.
 
     Raises:
-        ConfigError: the endpoint is none, or two settings contradict each other.
+        ConfigError: the endpoint is none, a name cannot come over the wire, or two settings contradict each other.
     """
     _check_endpoint(config.transport.bind)
+    for section, names in (("models.known", config.models.known), ("clients", config.clients)):
+        for name in names:
+            check_name(section, name)
     ttl_ms = config.queue.request_ttl_ms
     budgets: dict[str, float | None] = {
         "scheduling.default_latency_budget_ms": config.scheduling.default_latency_budget_ms
@@ -84,6 +88,20 @@ def check_config(config: InferentialConfig) -> None:
             f"transport.idle_client_timeout_s is {idle_s:g}; it must be at least queue.request_ttl_ms "
             f"({ttl_ms / 1e3:g} s), else clients are forgotten while they wait for an answer"
         )
+
+
+def check_name(where: str, name: str) -> None:
+    """A model's or a client's name.
+
+    Raises:
+        ConfigError: no observation could carry it.
+    """
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        size = 0
+    if not 1 <= size <= MAX_NAME_BYTES:
+        raise ConfigError(f"{where}: {name!r} is no name; use 1 to {MAX_NAME_BYTES} bytes of text")
 
 
 def _check_endpoint(bind: str) -> None:

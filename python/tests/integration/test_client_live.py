@@ -655,7 +655,7 @@ def test_wrong_arguments_use_no_request_id(run: Run, server: RawServer) -> None:
         with pytest.raises(ObservationError):
             await model.observe(note="\ud800")
         assert (await model.observe(state=STATE)).request_id == 1
-        for wrong in (-1, float("nan")):
+        for wrong in (-1, float("nan"), "1"):
             with pytest.raises(ValueError, match="timeout_ms"):
                 await model.get_result(wrong)
 

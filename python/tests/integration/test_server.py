@@ -841,6 +841,13 @@ def test_the_settings_given_are_copied() -> None:
         ({"models": {"": echo}}, "no name"),
         ({"models": {"x" * 300: echo}}, "no name"),
         ({"models": {"m": 3}}, "neither"),
+        ({"models": {3: echo}}, "3 is no name"),
+        ({"models": [echo]}, "a dict of name -> callable"),
+        ({"models": 5}, "models is 5; it must be a list of names"),
+        ({"models": echo}, "a dict of name -> callable"),
+        ({"config": {"queue": {}}, "models": {"m": echo}}, r"config is a dict; .* parse_config\(mapping\)"),
+        ({"config": "server.toml", "models": {"m": echo}}, r"config is a str; .* load_config\(path\)"),
+        ({"bind": 5555, "models": {"m": echo}}, "bind is 5555; it must be an endpoint"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], word: str) -> None:

@@ -96,6 +96,9 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         ({"transport": {"bind": "tcp://127.0.0.1"}}, "transport.bind is 'tcp://127.0.0.1'; it should be like"),
         ({"transport": {"bind": "inproc://server"}}, "transport.bind is 'inproc://server'; it should be like"),
         ({"transport": {"bind": "tcp://:5555"}}, "transport.bind is 'tcp://:5555'; it should be like"),
+        ({"models": {"known": {"": {}}}}, "models.known: '' is no name; use 1 to 256 bytes of text"),
+        ({"models": {"known": {"é" * 129: {}}}}, "is no name; use 1 to 256 bytes of text"),
+        ({"clients": {"": {}}}, "clients: '' is no name; use 1 to 256 bytes of text"),
         ({"transport": {"idle_client_timeout_s": 1}}, "transport.idle_client_timeout_s is 1; it must be at least"),
     ],
 )

@@ -19,7 +19,7 @@ BELOW = {
     # a part: what of this package it may import (itself always)
     "errors": set(),
     "types": set(),
-    "config": {"errors"},
+    "config": {"errors", "types"},
     "images": {"errors", "types"},
     "wire": {"errors", "types", "images", "_proto"},
     "tracking": {"errors", "types", "config", "scheduling"},

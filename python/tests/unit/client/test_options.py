@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from inferential import AsyncConnection, Connection
 from inferential.client.options import Options
 from inferential.errors import ConfigError
 
@@ -17,6 +18,9 @@ from inferential.errors import ConfigError
         ("tcp://10.0.0.2:1", "tcp://10.0.0.2:1"),
         (" robot.local:65535 ", "tcp://robot.local:65535"),
         ("[::1]:5555", "tcp://[::1]:5555"),
+        ("::1:5555", "tcp://::1:5555"),
+        ("tcp://[fe80::1%eth0]:5555", "tcp://[fe80::1%eth0]:5555"),
+        ("tcp://eth0:0;robot.local:5555", "tcp://eth0:0;robot.local:5555"),
         ("ipc:///run/inferential", "ipc:///run/inferential"),
     ],
 )
@@ -32,6 +36,9 @@ def test_tcp_may_be_left_out(given: str, means: str) -> None:
         ({"server": "localhost:0"}, ["port"]),
         ({"server": "localhost:65536"}, ["port"]),
         ({"server": "localhost:http"}, ["port"]),
+        ({"server": "tcp://:5555"}, ["host"]),
+        ({"server": "localhost:5555:6"}, ["'localhost:5555:6'", "one port", "tcp://localhost:5555"]),
+        ({"server": "tcp://10.0.0.2:5555:6"}, ["one port"]),
         ({"server": ""}, ["server"]),
         ({"server": 5555}, ["server", "5555"]),
         ({"client_id": ""}, ["client_id", "empty"]),
@@ -45,6 +52,9 @@ def test_tcp_may_be_left_out(given: str, means: str) -> None:
         ({"linger_ms": -1}, ["linger_ms"]),
         ({"max_message_bytes": "1MB"}, ["max_message_bytes", "1MB"]),
         ({"high_water_mark": 0}, ["high_water_mark"]),
+        ({"high_water_mark": 1.5}, ["high_water_mark", "1.5", "whole number"]),
+        ({"hold_off": 5}, ["hold_off", "5", "True or False"]),
+        ({"zero_copy": "no"}, ["zero_copy", "'no'", "True or False"]),
     ],
     ids=str,
 )
@@ -53,3 +63,9 @@ def test_a_wrong_setting_is_named(values: dict[str, Any], says: list[str]) -> No
         Options(**({"server": "localhost:5555", "client_id": "robot"} | values))
     for words in says:
         assert words in str(e.value)
+
+
+@pytest.mark.parametrize("connection", [Connection, AsyncConnection])
+def test_what_cannot_be_called_is_no_on_link(connection: Any) -> None:
+    with pytest.raises(ConfigError, match="on_link is 5; it must be a function that takes a LinkState"):
+        connection("localhost:5555", "robot", on_link=5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -102,8 +103,8 @@ def test_a_hint_that_is_none_moves_nothing(clock: Clock, hint: float) -> None:
     assert clock.now == pytest.approx(1000.02)
 
 
-@pytest.mark.parametrize("hz", [0, -1, 1e-4, 1e7, float("inf"), float("nan")])
-def test_a_frequency_that_is_none_is_refused(hz: float) -> None:
+@pytest.mark.parametrize("hz", [0, -1, 1e-4, 1e7, float("inf"), float("nan"), "50", None, True])
+def test_a_frequency_that_is_none_is_refused(hz: Any) -> None:
     with pytest.raises(ValueError, match="hz"):
         Rate(hz)
 
@@ -119,3 +120,9 @@ def test_the_async_one_keeps_the_grid_too() -> None:
     missed, elapsed = asyncio.run(run())
     assert len(missed) == 4
     assert elapsed >= 4 * 0.005
+
+
+@pytest.mark.parametrize("rate", [Rate, AsyncRate])
+def test_what_gives_no_hints_cannot_be_followed(rate: Any) -> None:
+    with pytest.raises(ValueError, match="follow is 5; it must be a model handle"):
+        rate(50, follow=5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -126,17 +127,23 @@ def test_without_a_declared_fallback_it_is_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "says"),
     [
-        lambda: Hold(-1),
-        lambda: Hold(float("nan")),
-        lambda: Decay(0),
-        lambda: Decay(float("inf")),
-        lambda: Watchdog("hold"),
-        lambda: Watchdog(Zero({"actions": "stand still"})),
-        lambda: Watchdog(Hold(1, {"actions": object()})),
+        (lambda: Hold(-1), "max_ms=-1"),
+        (lambda: Hold(float("nan")), "max_ms=nan"),
+        (lambda: Hold("x"), "max_ms='x'"),  # type: ignore[arg-type]
+        (lambda: Decay(0), "half_life_ms=0"),
+        (lambda: Decay(float("inf")), "half_life_ms=inf"),
+        (lambda: Decay("x"), "half_life_ms='x'"),  # type: ignore[arg-type]
+        (lambda: Watchdog("hold"), "'hold'"),  # type: ignore[arg-type]
+        (lambda: Watchdog(Hold), "Hold(...)"),
+        (lambda: Watchdog(Zero(5)), "template is 5; it must be a dict"),  # type: ignore[arg-type]
+        (lambda: Watchdog(Zero({5: np.zeros(1)})), "the name 5"),  # type: ignore[dict-item]
+        (lambda: Watchdog(Zero({"actions": "stand still"})), "template['actions'] is 'stand still'"),
+        (lambda: Watchdog(Hold(1, {"actions": object()})), "template['actions'] is <object"),
+        (lambda: Watchdog(Hold(1, {"actions": [[1], [2, 3]]})), "template['actions'] is [[1], [2, 3]]"),
     ],
-)  # type: ignore[arg-type]
-def test_a_fallback_that_is_none_is_refused(make: Any) -> None:
-    with pytest.raises(ObservationError):
+)
+def test_a_fallback_that_is_none_is_refused(make: Any, says: str) -> None:
+    with pytest.raises(ObservationError, match=re.escape(says)):
         make()
