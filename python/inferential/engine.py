@@ -24,6 +24,7 @@ from inferential.scheduling.waiting import WaitingRoom
 from inferential.types import Reason, Status
 
 _EVICT_EVERY_S = 1.0
+_GIVEN_UP = 1000  # calls that timed out, of which a result may still come
 _LIVE_S = 10.0  # a client is live for so long after its last observation, then idle until it is evicted
 
 
@@ -85,6 +86,8 @@ class Engine:
         self._new_calls: list[Call] = []
         self._outcomes: list[Outcome] = []
         self._abandoned: list[Call] = []
+        self._given_up: dict[int, list[tuple[str, str]]] = {}
+        """Calls that timed out, the oldest first: model and client of each request."""
         self._now = 0.0
         self._unsettled = False
         self._draining = False
@@ -203,10 +206,15 @@ class Engine:
     # --- results -----------------------------------------------------------------------------------------------------
 
     def complete(self, call_id: int, result: CallResult, now: float) -> None:
-        """A call was answered. Unknown and given up calls are ignored."""
+        """A call was answered. That of an unknown one is ignored, that of one that was given up counted."""
         self._at(now)
         call = self._calls.get(call_id)
         if call is None:
+            given_up = self._given_up.pop(call_id, None)
+            if given_up is not None:
+                for (name, client), item in zip(given_up, result.items, strict=False):
+                    if not isinstance(item, ItemError):
+                        self._record("late_replies", 1.0, name, client)
             return
         model = self._models[call.model]
         replica = self._calls.close(model, call, now)
@@ -450,6 +458,9 @@ class Engine:
                 message = f"replica {call.replica.id} of model {call.model!r} gave no answer within {calls.timeout_s * 1e3:g} ms"
                 if call.unanswered:
                     self._abandoned.append(call)
+                self._given_up[call.id] = [(call.model, r.observation.client_id) for r in call.requests]
+                if len(self._given_up) > _GIVEN_UP:
+                    del self._given_up[next(iter(self._given_up))]
                 self._fail(self._models[call.model], call, CallError(message, retryable=True))
                 continue
             for request in late:

@@ -128,7 +128,31 @@ def test_a_call_without_an_answer_is_given_up():
     assert rig.abandoned == [call]
     rig.send()
     assert len(rig.settle()) == 1
-    rig.engine.complete(call.id, None, rig.now)  # far too late: ignored
+    assert rig.numbers.of("late_replies") == []
+    assert rig.finish(call) == []  # far too late: counted and dropped
+    assert rig.numbers.of("late_replies") == [1.0]
+
+
+def test_a_given_up_call_that_fails_later_is_no_late_reply():
+    rig = Rig(dispatch__call_timeout_ms=200.0)
+    call = rig.block()
+    rig.wait(201.0)
+    rig.finish(call, items=[ItemError("cancelled")])
+    assert rig.numbers.of("late_replies") == []
+
+
+def test_of_calls_that_never_answer_not_all_are_remembered():
+    rig = Rig(
+        replicas=[Replica("r", "m", 1200)], dispatch__call_timeout_ms=200.0, scheduling__max_concurrent_dispatch=1200
+    )
+    for _ in range(1001):
+        rig.send()
+    calls = rig.settle()
+    assert len(calls) == 1001
+    rig.wait(201.0)
+    rig.finish(calls[0])
+    rig.finish(calls[1])
+    assert rig.numbers.of("late_replies") == [1.0]
 
 
 def test_cancel_queued_and_running():
