@@ -22,13 +22,16 @@ NAMESPACE = "inferential"
 """Of the keys in Ray's own key-value store."""
 START_ATTEMPTS = 3
 
-# Read by Ray Serve when it is imported, here and in the replicas of an embedded Ray. That handles run their router in the
+# Most is read by Ray Serve when it is imported, here and in the replicas of an embedded Ray. That handles run their router in the
 # caller's loop is asked for handle by handle: set for everything, it would break sync models that call other deployments.
 _SERVE_ENVIRONMENT = {
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 * 1024 * 1024),
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Read by Ray itself when a process joins. Its own handler of SIGTERM would abort a server that is still starting; a crash
+    # leaves a trace without it too, by Python's faulthandler, which Ray turns on.
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
 }
 
 

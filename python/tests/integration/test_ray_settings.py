@@ -32,6 +32,31 @@ def test_embedded_ray() -> None:
     assert "got robots 3" in result.stdout, result.stderr
 
 
+SIGNALLED = """
+import asyncio, os, signal
+from inferential import Server
+from inferential.backends import cluster
+from inferential.config.schema import InferentialConfig
+cluster.prepare_environment()
+from ray import serve
+start = serve.start
+def signalled(**options):  # Ray has been joined, the server has not started
+    os.kill(os.getpid(), signal.SIGTERM)
+    start(**options)
+serve.start = signalled
+config = InferentialConfig()
+config.ray.address = "local"
+asyncio.run(Server(config, models=["m"], bind="tcp://127.0.0.1:0").run(lambda: print("started")))
+print("returned")
+"""
+
+
+def test_sigterm_while_ray_starts() -> None:
+    """The server gives its start up and ends properly: Ray's own handlers do not abort it."""
+    result = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True, timeout=110, check=False)
+    assert (result.returncode, result.stdout.split()) == (0, ["returned"]), result.stderr
+
+
 WITHOUT_TOKEN = """
 from inferential.backends import cluster
 from inferential.config.schema import RayConfig
