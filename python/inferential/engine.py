@@ -67,7 +67,7 @@ class Engine:
 
         scheduler = make_scheduler(scheduling.strategy, scheduling.options, scheduling)
         self._journal = Journal(scheduling.explain_records)
-        self._room = WaitingRoom(config, scheduler, self._end, self._record)
+        self._room = WaitingRoom(config, scheduler, end=self._end, record=self._record, let_go=self._let_go)
         self._calls = Calls(dispatch.call_timeout_ms / 1e3, scheduling.overrun_ms / 1e3)
         self._dispatcher = Dispatcher(
             config, self._room, self._calls, end=self._end, record=self._record, journal=self._journal
@@ -443,12 +443,15 @@ class Engine:
         if now >= self._calls.next_check:
             self._check_calls(now)
         if self._room.models:
-            self._dispatcher.expire(now)
-            self._new_calls += self._dispatcher.dispatch(now)
+            self._let_go()
         if now >= self._evict_at:
             self._evict_at = now + _EVICT_EVERY_S
             for model in self._models.values():
                 model.forget(now, now - self._forget_after_s)
+
+    def _let_go(self) -> None:
+        self._dispatcher.expire(self._now)
+        self._new_calls += self._dispatcher.dispatch(self._now)
 
     def _check_calls(self, now: float) -> None:
         """Gives up calls that got no answer, and answers their requests that are too late for one."""

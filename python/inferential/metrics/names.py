@@ -55,5 +55,7 @@ METRICS: dict[str, Metric] = {
     "requests_expired": Metric(Kind.COUNTER, _BOTH, "requests whose deadline passed before they were answered"),
     "observation_errors": Metric(Kind.COUNTER, ("client",), "messages refused because a field or tensor was wrong"),
     "client_disconnected": Metric(Kind.COUNTER, ("client",), "connections that went away or were evicted"),
-    "late_replies": Metric(Kind.COUNTER, _BOTH, "results that came after their request had ended or their call was given up; dropped"),
+    "late_replies": Metric(
+        Kind.COUNTER, _BOTH, "results that came after their request had ended or their call was given up; dropped"
+    ),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from inferential.config.schema import InferentialConfig
@@ -34,7 +34,16 @@ class Record(Protocol):
 class WaitingRoom:
     """The queues and orders of all models. The one way into them and the one way out."""
 
-    def __init__(self, config: InferentialConfig, scheduler: Scheduler, end: End, record: Record) -> None:
+    def __init__(
+        self,
+        config: InferentialConfig,
+        scheduler: Scheduler,
+        *,
+        end: End,
+        record: Record,
+        let_go: Callable[[], None],
+    ) -> None:
+        """`let_go` has everything leave that has a place to go now."""
         queue = config.queue
         self.scheduler = scheduler
         self.load = Load()
@@ -42,6 +51,7 @@ class WaitingRoom:
         """Those with something that waits, in the order in which they began to."""
         self._end = end
         self._record = record
+        self._let_go = let_go
         self._max_requests = queue.max_requests
         self._max_requests_per_model = queue.max_requests_per_model
         self._max_bytes = queue.max_bytes
@@ -59,14 +69,27 @@ class WaitingRoom:
         if model.latest_only or request.observation.latest_only:
             self._replace(model, request)
         queue, load = model.queue, self.load
+        full = (
+            len(queue) >= self._max_requests_per_model
+            or queue.size_bytes + size > self._max_bytes_per_model
+            or load.requests >= self._max_requests
+            or load.size_bytes + size > self._max_bytes
+        )
+        if not full or self._make_room(model, request):
+            self.add(model, request)
+
+    def _make_room(self, model: ModelState, request: Request) -> bool:
+        """Brings the queues down until a newcomer fits in; False: it was refused instead."""
+        self._let_go()  # what came in one burst is no overflow while models are idle
+        size, queue, load = request.size_bytes, model.queue, self.load
         while len(queue) >= self._max_requests_per_model or queue.size_bytes + size > self._max_bytes_per_model:
             if not self._overflow(model, request, f"the queue of model {model.name!r} is full"):
-                return
+                return False
         while load.requests >= self._max_requests or load.size_bytes + size > self._max_bytes:
             with_oldest = min(self.models.values(), key=_oldest_sequence)
             if not self._overflow(with_oldest, request, "the server's queues are full"):
-                return
-        self.add(model, request)
+                return False
+        return True
 
     def _replace(self, model: ModelState, request: Request) -> None:
         """Newest observation wins: ends the queued one that this one replaces."""

@@ -3,7 +3,7 @@
 import pytest
 
 from inferential.types import Reason, Status
-from tests.unit.engine.rig import Rig
+from tests.unit.engine.rig import Replica, Rig
 
 
 def test_drop_oldest():
@@ -22,6 +22,26 @@ def test_reject_newest():
     rig.block()
     three = [rig.send(client=f"c{i}") for i in range(3)]
     assert [rig.status(r) for r in three] == [None, None, Status.REJECTED]
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [
+        {"queue__max_requests_per_model": 2},
+        {"queue__max_requests": 2},
+        {"queue__max_bytes_per_model": 800},
+        {"queue__max_bytes": 800},
+    ],
+)
+@pytest.mark.parametrize("overflow", ["drop_oldest", "reject_newest"])
+def test_a_burst_overflows_only_when_all_slots_are_taken(bound, overflow):
+    """What comes in one burst is decided together: a model that is idle takes its part of it before a queue counts as full."""
+    rig = Rig(replicas=[Replica("r", "m", 2)], queue__overflow=overflow, **bound)
+    burst = [rig.send(client=f"c{i}", size=400) for i in range(5)]
+    calls = rig.settle()
+    gone = burst[2] if overflow == "drop_oldest" else burst[4]
+    assert [r for r in burst if rig.status(r) is not None] == [gone]
+    assert [call.requests for call in calls] == [[burst[0]], [burst[1]]]
 
 
 @pytest.mark.parametrize("overflow", ["drop_oldest", "reject_newest"])
