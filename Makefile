@@ -94,7 +94,7 @@ bench-scheduling: setup-python ## What a decision costs; 2 minutes
 	@$(PY) python/benchmarks/scheduling_cost.py $(ARGS)
 bench-stages: setup-python ## What each stage of the server costs; a minute
 	@$(PY) python/benchmarks/stage_profile.py $(ARGS)
-bench-report: setup-python ## Writes the results into docs/benchmarks.md
+bench-report: setup-python ## Writes the results into docs/benchmarks.md and README.md
 	@$(PY) python/benchmarks/report.py
 fuzz: setup-python setup-cpp setup-rust ## Each language's decoder, a minute each
 	@scripts/apt-install.sh clang

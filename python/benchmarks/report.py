@@ -1,4 +1,5 @@
-"""Writes what the benchmarks measured into docs/benchmarks.md (between the markers of each section) and its plots: `make bench-report`."""
+"""Writes what the benchmarks measured into docs/benchmarks.md (between the markers of each section), its plots, and README's comparison:
+`make bench-report`."""
 
 from __future__ import annotations
 
@@ -166,6 +167,12 @@ def median_of(rows: list[Row], key: str) -> float | None:
     return float(np.median(values)) if values else None
 
 
+def robots_carried(by_count: dict[str, list[Row]]) -> int:
+    """The most robots of whose answers at least 99 % were in time."""
+    held = [int(c) for c, rows in by_count.items() if (median_of(rows, "in_time_share") or 0) >= 0.99]
+    return max(held, default=0)
+
+
 def fleet_verdicts(results: dict[str, dict[str, list[Row]]]) -> list[str]:
     """What the curves say in one line each: robots carried, and what is left of the peak at the highest load."""
     lines = [
@@ -178,11 +185,10 @@ def fleet_verdicts(results: dict[str, dict[str, list[Row]]]) -> list[str]:
         points = {count: value for count, value in curve.items() if value is not None}
         if len(points) < 2:
             continue
-        held = [int(c) for c, rows in by_count.items() if (median_of(rows, "in_time_share") or 0) >= 0.99]
         peak = max(points.values())
         unanswered = sum(row.get("unanswered", 0) for rows in by_count.values() for row in rows)
         lines.append(
-            f"| {name} | {max(held, default=0)} | {peak:.0f} | {points[max(points)] / peak if peak else 0:.1%} at {max(points)} robots "
+            f"| {name} | {robots_carried(by_count)} | {peak:.0f} | {points[max(points)] / peak if peak else 0:.1%} at {max(points)} robots "
             f"| {unanswered} |"
         )
     return lines
@@ -392,17 +398,67 @@ def render(section: str) -> str:
     return "\n".join(lines)
 
 
+COMPARED = {
+    # what README calls it: its name in the section `direct`, and in `fleet`
+    "**Inferential 2.0.0, `@servable`**": ("inferential 2.0.0, direct path", "inferential 2.0.0"),
+    "**Inferential 2.0.0, plain deployment**": ("inferential 2.0.0, handle path", None),
+    "Serve handle by itself, tuned": ("Serve handle alone, tuned", None),
+    "Serve handle by itself": ("Serve handle alone, default", None),
+    "Serve handle and `@serve.batch`": (None, "@serve.batch, plain handle"),
+    "Inferential 1.4.0 on Ray Serve": ("inferential 1.4.0 on Ray Serve", "inferential 1.4.0"),
+    "plain ZMQ in Python, two hops": ("raw ZMQ, two hops", None),
+}
+
+
+def comparison() -> str:
+    """README's table: one row for each way to a model on Ray Serve."""
+    direct = json.loads((FIGURES / "direct.json").read_text())
+    fleet = json.loads((FIGURES / "fleet.json").read_text())
+    facts = direct["machine"]
+    lines = [
+        "| | 28 bytes: p50 / p99 | 32 in flight | 150 kB: p50 / p99 | 32 in flight | robots on one GPU |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for label, (name, on_gpu) in COMPARED.items():
+        cells: list[str] = []
+        for size in ("28", "150528"):
+            alone, many = ((direct["results"][f"{size} bytes, {k} in flight"].get(name) or {}) for k in (1, 32))
+            cells.append(f"{alone['p50_ms']:.2f} / {alone['p99_ms']:.2f} ms" if "p50_ms" in alone else "")
+            cells.append(f"{many['per_second']:,.0f}/s" if "per_second" in many else "")
+        by_count = fleet["results"].get(on_gpu)
+        if by_count:
+            cells.append(str(robots_carried(by_count) or f"fewer than {min(map(int, by_count))}"))
+        else:
+            cells.append("")
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"From request to answer, on {facts['cores']} cores of {facts['cpu']} (`{direct['command']}`, {facts['date']}); the most "
+            "robots at 10 Hz of which 99 % of the answers came within 50 ms, on a simulated GPU of 10 ms + 0.5 ms per request "
+            f"(`{fleet['command']}`, {fleet['machine']['date']}).",
+        ]
+    )
+
+
+def between(text: str, section: str, content: str) -> str:
+    """`text` with the content between a section's markers made anew."""
+    begin, end = f"<!-- begin {section} -->", f"<!-- end {section} -->"
+    head, rest = text.split(begin, 1)
+    _, tail = rest.split(end, 1)
+    return f"{head}{begin}\n{content}\n{end}{tail}"
+
+
 def main() -> int:
     page = DOCS / "benchmarks.md"
     text = page.read_text()
     for section in re.findall(r"<!-- begin (\w+) -->", text):
-        if not (FIGURES / f"{section}.json").exists():
-            continue
-        begin, end = f"<!-- begin {section} -->", f"<!-- end {section} -->"
-        head, rest = text.split(begin, 1)
-        _, tail = rest.split(end, 1)
-        text = f"{head}{begin}\n{render(section)}\n{end}{tail}"
+        if (FIGURES / f"{section}.json").exists():
+            text = between(text, section, render(section))
     page.write_text(text)
+    readme = DOCS.parent / "README.md"
+    readme.write_text(between(readme.read_text(), "comparison", comparison()))
     return 0
 
 
