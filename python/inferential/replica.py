@@ -21,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import zmq
@@ -142,7 +143,8 @@ class ReplicaLinks:
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
-        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._steps: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()  # for the model threads
+        self._decoded: deque[tuple[_Job, Prepared, float]] = deque()  # with the seconds that took
         self._workers: list[threading.Thread] = []
         self._thread_gate = _gate(self._limit)
         self._loop_gate = asyncio.Semaphore(self._limit)
@@ -290,7 +292,7 @@ class ReplicaLinks:
             self._close(name)
         self._context.destroy(linger=200)
         for _ in self._workers:
-            self._queue.put(None)
+            self._steps.put(None)
 
     def _turn(self) -> None:
         """Does all that can be done now, then waits. Returns at once when another thread leads."""
@@ -334,7 +336,7 @@ class ReplicaLinks:
         if self._model.is_async:
             self._loop.call_soon_threadsafe(self._spawn, job)
             return True
-        if self._slow_share < SLOW_SHARE and self._standing_by and self._queue.empty():
+        if self._slow_share < SLOW_SHARE and self._standing_by and self._steps.empty():
             gate = self._thread_gate
             try:
                 gate.get_nowait()
@@ -342,9 +344,9 @@ class ReplicaLinks:
                 pass
             else:
                 return self._run_here(job, gate)
-        self._queue.put(job)
-        # One more than may run, so that the next call is decoded while they do.
-        if len(self._workers) <= self._limit and (not self._workers or self._queue.qsize()):
+        self._steps.put(partial(self._decode, job))
+        # One more than may run, so that the next call is decoded, and the last one's results are encoded, while they do.
+        if len(self._workers) <= self._limit and (not self._workers or self._steps.qsize()):
             worker = threading.Thread(target=self._work, name=f"inferential-model-{len(self._workers)}", daemon=True)
             self._workers.append(worker)
             worker.start()
@@ -369,6 +371,8 @@ class ReplicaLinks:
                     result = self._model.finish(prepared)
             finally:
                 gate.put(None)
+                if self._decoded:
+                    self._steps.put(self._run_decoded)
             answer = self._encode(job, result)
         except BaseException as e:
             answer = self._encode_failure(job, e)
@@ -593,25 +597,66 @@ class ReplicaLinks:
     # --- the model ---
 
     def _work(self) -> None:
-        """A model thread: decodes a call, waits for its turn, runs it, encodes the results."""
-        while (job := self._queue.get()) is not None:
+        """A model thread: decodes calls, runs them where there is a place, encodes their results."""
+        while (step := self._steps.get()) is not None:
+            step()
+
+    def _decode(self, job: _Job) -> None:
+        started = time.monotonic()
+        try:
+            prepared = self._prepare(job)
+        except BaseException as e:
+            self._answered(self._encode_failure(job, e))
+            return
+        self._decoded.append((job, prepared, time.monotonic() - started))
+        self._run_decoded()
+
+    def _run_decoded(self) -> None:
+        """Runs what is decoded, call after call in this thread, while there is a place to run in.
+
+        Another thread encodes the results of all but the last: to wake that one up for the next call, or to encode first, would leave
+        the device idle for a millisecond each time.
+        """
+        decoded = self._decoded
+        last: tuple[_Job, Prepared] | None = None
+        while decoded:
+            gate = self._thread_gate
             try:
-                started = time.monotonic()
-                prepared = self._prepare(job)
-                took_s = time.monotonic() - started
-                gate = self._thread_gate
-                gate.get()
-                try:
-                    if self._still_wanted(job, prepared):
-                        self._model.execute_sync(prepared)
-                finally:
-                    gate.put(None)
-                self._learn(took_s + prepared.inference_s)
-                answer = self._encode(job, self._model.finish(prepared))
-            except BaseException as e:  # even a SystemExit of the model must answer its call
-                answer = self._encode_failure(job, e)
-            self._finished.append(answer)
-            self._wake()
+                gate.get_nowait()
+            except queue.Empty:
+                break  # whoever has the place looks again when it is done
+            try:
+                while decoded:
+                    try:
+                        job, prepared, took_s = decoded.popleft()
+                    except IndexError:  # another thread was quicker
+                        break
+                    if last is not None:
+                        self._steps.put(partial(self._encode_results, *last))
+                        last = None
+                    try:
+                        if self._still_wanted(job, prepared):
+                            self._model.execute_sync(prepared)
+                    except BaseException as e:  # even a SystemExit of the model must answer its call
+                        self._answered(self._encode_failure(job, e))
+                    else:
+                        self._learn(took_s + prepared.inference_s)
+                        last = job, prepared
+            finally:
+                gate.put(None)
+        if last is not None:
+            self._encode_results(*last)
+
+    def _encode_results(self, job: _Job, prepared: Prepared) -> None:
+        try:
+            answer = self._encode(job, self._model.finish(prepared))
+        except BaseException as e:
+            answer = self._encode_failure(job, e)
+        self._answered(answer)
+
+    def _answered(self, answer: tuple[_Job, bytes, list[Any]]) -> None:
+        self._finished.append(answer)
+        self._wake()
 
     def _spawn(self, job: _Job) -> None:
         task = self._loop.create_task(self._run_async(job))
@@ -624,6 +669,7 @@ class ReplicaLinks:
             async with self._loop_gate:
                 if self._still_wanted(job, prepared):
                     await self._model.execute(prepared)
+            await asyncio.sleep(0)  # the next call begins before the results of this one are encoded
             answer = self._encode(job, self._model.finish(prepared))
         except BaseException as e:
             answer = self._encode_failure(job, e)
