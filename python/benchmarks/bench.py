@@ -128,7 +128,7 @@ class Bench:
         found: Row = {}
         with contextlib.ExitStack() as stack:
             start = stack.enter_context
-            address = start(Stand("stands", "cluster"))["address"]
+            address = start(Stand("stands", "cluster", "--models", "tuned"))["address"]
             ours = start(Stand("stands", "ours", "--address", address, "--models", "tuned", "--config", OUR_CONFIG))
             for size in (SMALL, CAMERA):
                 options = self.options(size)
@@ -157,7 +157,7 @@ class Bench:
             broker = {copy: start(Stand("stands", "raw-broker", "--copy", copy)) for copy in ("0", "1")}
             for copy, stand in broker.items():
                 start(Stand("stands", "raw-worker", "--endpoint", stand["back"], "--copy", copy))
-            address = start(Stand("stands", "cluster"))["address"]
+            address = start(Stand("stands", "cluster", "--models", "default,tuned,servable"))["address"]
             ours = start(
                 Stand("stands", "ours", "--address", address, "--models", "servable,tuned", "--config", OUR_CONFIG)
             )
@@ -209,7 +209,7 @@ class Bench:
             start = stack.enter_context
             broker = start(Stand("stands", "raw-broker"))
             start(Stand("stands", "raw-worker", "--endpoint", broker["back"]))
-            address = start(Stand("stands", "cluster"))["address"]
+            address = start(Stand("stands", "cluster", "--models", "servable"))["address"]
             ours = start(Stand("stands", "ours", "--address", address, "--models", "servable", "--config", OUR_CONFIG))
             for count in (1, 4, 64):
                 options = self.options(SMALL, in_flight=count, clients=count)
@@ -231,7 +231,8 @@ class Bench:
         for count in (1, 2, 4):
             with contextlib.ExitStack() as stack:
                 start = stack.enter_context
-                address = start(Stand("stands", "cluster", "--replicas", str(count)))["address"]
+                stand = Stand("stands", "cluster", "--models", "servable", "--replicas", str(count))
+                address = start(stand)["address"]
                 ours = start(
                     Stand("stands", "ours", "--address", address, "--models", "servable", "--config", OUR_CONFIG)
                 )

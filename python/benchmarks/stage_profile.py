@@ -119,7 +119,7 @@ def main() -> int:
         row = measured(profile, server, "echo", in_flight, args.seconds)
         results[f"inline model, {in_flight} in flight"] = row
     if not args.no_ray:
-        with Stand("stands", "cluster") as cluster:
+        with Stand("stands", "cluster", "--models", "servable") as cluster:
             for in_flight in (1, 32):
                 server = Server(config=config(address=cluster["address"]), models=["servable"])
                 row = measured(profile, server, "servable", in_flight, args.seconds)

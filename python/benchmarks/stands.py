@@ -83,8 +83,8 @@ def raw_broker(copy: bool) -> None:
                 front.send_multipart(back.recv_multipart(copy=copy)[1:], copy=copy)
 
 
-def cluster(replicas: int) -> None:
-    """An embedded Ray with the echo applications: default, tuned (for handles) and servable (for the direct path)."""
+def cluster(names: list[str], replicas: int) -> None:
+    """An embedded Ray with echo applications: default, tuned (for handles), servable (for the direct path; so many replicas of it)."""
     import ray
     from ray import serve
 
@@ -101,14 +101,16 @@ def cluster(replicas: int) -> None:
         def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
             return {"actions": obs["x"]}
 
-    def deploy(name: str, model: type, count: int, env: dict[str, str]) -> None:
+    echoes: dict[str, tuple[type, int, dict[str, str]]] = {
+        "default": (Echo, 1, {}),
+        "tuned": (Echo, 1, TUNED_REPLICA),
+        "servable": (servable(Servable), replicas, {}),
+    }
+    for name in names:
+        model, count, env = echoes[name]
         options = {"num_cpus": 0.1, "runtime_env": {"env_vars": env}}
         wrapped = serve.deployment(num_replicas=count, max_ongoing_requests=64, ray_actor_options=options)(model)
         serve.run(wrapped.bind(), name=name, route_prefix=None)
-
-    deploy("default", Echo, 1, {})
-    deploy("tuned", Echo, 1, TUNED_REPLICA)
-    deploy("servable", servable(Servable), replicas, {})
     ready(address=ray.get_runtime_context().gcs_address)
     while True:
         time.sleep(3600)
@@ -274,7 +276,7 @@ def main() -> None:
         case "raw-worker":
             raw_worker(args.endpoint, bool(args.copy))
         case "cluster":
-            cluster(args.replicas)
+            cluster(args.models.split(","), args.replicas)
         case "gpu":
             simulated_gpu()
         case "balancing-gpu":
