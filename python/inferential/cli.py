@@ -109,7 +109,7 @@ else:
         """Check a settings file and show what it changes."""
         settings = load_config(file)
         _check_names(settings)
-        for line in _changes(settings.model_dump(), InferentialConfig().model_dump()):
+        for line in _lines(settings.model_dump(exclude_defaults=True)):
             typer.echo(line)
         typer.echo(f"{file}: good")
 
@@ -262,15 +262,14 @@ else:
 
         Engine(settings, list(settings.models.known), MetricsCollector(1))
 
-    def _changes(settings: Any, defaults: Any, prefix: str = "") -> list[str]:
-        """A line for each setting that is not the default."""
+    def _lines(settings: dict[str, Any], prefix: str = "") -> list[str]:
+        """A line for each setting; a model or client without any has a line of its own."""
         lines: list[str] = []
         for key, value in settings.items():
-            default = defaults.get(key) if isinstance(defaults, dict) else None
-            if isinstance(value, dict):
-                lines += _changes(value, default or {}, f"{prefix}{key}.")
-            elif value != default:
-                lines.append(f"{prefix}{key} = {value!r}")
+            if isinstance(value, dict) and value:
+                lines += _lines(value, f"{prefix}{key}.")
+            else:
+                lines.append(f"{prefix}{key}: defaults" if value == {} else f"{prefix}{key} = {value!r}")
         return lines
 
     def main() -> None:

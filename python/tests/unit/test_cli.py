@@ -36,12 +36,18 @@ def test_version_and_help() -> None:
 
 def test_check_config_shows_what_is_changed(tmp_path: Path) -> None:
     path = tmp_path / "a.toml"
-    path.write_text('[scheduling]\nstrategy = "round_robin"\n[models.known.policy]\nmax_inflight = 3\n')
+    path.write_text(
+        '[scheduling]\nstrategy = "round_robin"\n[transport]\nbind = "tcp://127.0.0.1:5555"\n'
+        "[models.known.policy]\nmax_inflight = 3\n[models.known.telemetry]\nmax_inflight = 1\n"
+    )
     result = runner.invoke(cli.app, ["check-config", str(path)])
     assert result.exit_code == 0
-    assert "scheduling.strategy = 'round_robin'" in result.output
-    assert "models.known.policy.max_inflight = 3" in result.output
-    assert "transport.bind" not in result.output
+    assert result.output.splitlines() == [
+        "scheduling.strategy = 'round_robin'",
+        "models.known.policy.max_inflight = 3",
+        "models.known.telemetry: defaults",
+        f"{path}: good",
+    ]
 
 
 @pytest.mark.parametrize(
