@@ -10,11 +10,12 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 README = (ROOT / "README.md").read_text()
+PACKAGE_README = (ROOT / "python" / "README.md").read_text()  # what the package index shows
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
 
 
 def lines(program: str) -> list[str]:
@@ -42,9 +43,10 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_python_programs_are_programs() -> None:
-    found = blocks("python")
-    assert len(found) >= 3
-    for program in found:
+    found = blocks("python"), blocks("python", PACKAGE_README)
+    assert len(found[0]) >= 3
+    assert len(found[1]) >= 2
+    for program in found[0] + found[1]:
         ast.parse(program)
 
 
@@ -59,6 +61,19 @@ def test_python_programs_are_programs() -> None:
 def test_clients_are_the_tested_ones(language: str, example: str) -> None:
     program = (ROOT / example).read_text()
     assert any(contains(program, block) for block in blocks(language))
+
+
+def test_what_the_package_index_shows_stands_by_itself() -> None:
+    program = (ROOT / "python/examples/quickstart.py").read_text()
+    assert any(contains(program, block) for block in blocks("python", PACKAGE_README))
+    assert "](" not in PACKAGE_README, "there is nothing beside it that a link could lead to"
+    extras = re.search(
+        r"\[project.optional-dependencies\](.*?)\n\[", (ROOT / "python/pyproject.toml").read_text(), re.DOTALL
+    )
+    assert extras is not None
+    assert set(re.findall(r"^([a-z]+) = \[", extras[1], re.MULTILINE)) == set(
+        re.findall(r"^\| `([a-z]+)` \|", PACKAGE_README, re.MULTILINE)
+    )
 
 
 def test_targets_that_are_named_exist() -> None:
