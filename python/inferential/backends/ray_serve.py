@@ -33,8 +33,10 @@ class _Watch:
 
     app: Application
     signature: Signature | None = None
-    looked: bool = False
+    looking: bool = False
     """Whether its class is being looked at, or was."""
+    looked: bool = False
+    """Whether that is over: before it is not known how the class wants to be called, and whether it is servable."""
     attached: bool = False
     """Whether a replica of it has attached: it is servable."""
 
@@ -196,12 +198,13 @@ class RayServeBackend:
             servable = self._direct is not None and (watch.attached or (watch.signature and watch.signature.servable))
             if not servable or app.may_be_zero:
                 self._handles.announce(app, watch.signature)
-        elif app.status == "RUNNING":
-            watch.looked = True
+        elif app.status == "RUNNING" and not watch.looking:
+            watch.looking = True
             self._spawn(self._look(watch))
 
     async def _look(self, watch: _Watch) -> None:
         watch.signature = await self._in_thread(cluster.signature, watch.app, self._leaving)
+        watch.looked = True
         if self._watches.get(watch.app.name) is watch:
             self._update(watch.app.name, watch.app)
 

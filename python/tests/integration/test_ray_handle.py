@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import numpy as np
 import pytest
 
+from inferential.backends import cluster
 from inferential.scheduling.request import CallError, ItemError
 
-from .ray_driver import driving
+from .ray_driver import WAIT_S, driving
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(240)]
 SMALL = {"num_cpus": 0.1}
@@ -92,6 +94,53 @@ def test_model_that_is_not_there_yet_and_goes_again(ray_session: None) -> None:
             await driver.until(lambda: not driver.of("late"))
 
     asyncio.run(main())
+
+
+def test_no_call_goes_before_it_is_known_what_the_class_takes(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking at the class takes as long as it takes; one that can do without a context gets it from its first call on."""
+    from ray import serve
+
+    @serve.deployment(ray_actor_options=SMALL)
+    class Asks:
+        def infer(self, obs: dict[str, Any], context: Any = None) -> dict[str, Any]:
+            return {"who": "nobody" if context is None else context.client_id}
+
+    looking, go_on, lists = threading.Event(), threading.Event(), 0
+    signature, applications = cluster.signature, cluster.applications
+
+    def slow_signature(*arguments: Any) -> Any:
+        looking.set()
+        assert go_on.wait(WAIT_S)
+        return signature(*arguments)
+
+    def counted_applications(*arguments: Any) -> Any:
+        nonlocal lists
+        lists += looking.is_set()
+        return applications(*arguments)
+
+    monkeypatch.setattr(cluster, "signature", slow_signature)
+    monkeypatch.setattr(cluster, "applications", counted_applications)
+    serve.run(Asks.bind(), name="asks", route_prefix=None)
+
+    async def looked_five_times() -> None:
+        while lists < 5:
+            await asyncio.sleep(0.01)
+
+    async def main() -> None:
+        async with driving(["asks"], poll_s=0.05) as driver:
+            await asyncio.wait_for(looked_five_times(), WAIT_S)
+            assert not driver.of("asks")
+            go_on.set()
+            await driver.replica("asks")
+            assert (await driver.infer("asks", x=np.ones(1)))["who"] == "robot"
+
+    try:
+        asyncio.run(main())
+    finally:
+        go_on.set()
+        serve.delete("asks")
 
 
 def test_every_call_is_bounded(ray_session: None) -> None:
