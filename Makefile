@@ -44,9 +44,11 @@ setup-rust: ## Checks that cargo is there; the C compiler that the crate's libzm
 	@scripts/check-cargo.sh
 
 ##@ Checks
-.PHONY: test lint proto check-proto check-version
+.PHONY: test test-compiled lint proto check-proto check-version
 test: setup-python setup-peer ## Python tests (ARGS="-k name")
 	@cd python && $(PY) -m pytest $(ARGS)
+test-compiled: setup-python ## The tests of what is compiled in a wheel, on such a wheel
+	@python=$$(scripts/setup-compiled.sh) && python/tests/compiled.sh $$python $(ARGS)
 lint: setup-python ## Style and types
 	@cd python && $(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
 	@cd conformance && $(PY) -m ruff check . && $(PY) -m ruff format --check .
@@ -75,23 +77,24 @@ test-rust: setup-rust ## Its tests, doc-tests, clippy, formatting, and the oldes
 .PHONY: conformance
 conformance: setup-python setup-cpp setup-rust setup-peer ## Every client, in every language, against one behaviour (ARGS="-k name")
 	@scripts/apt-install.sh iproute2 python3-dev
-	@modules=$$(conformance/build.sh) && cd conformance && PYTHONPATH=$$modules $(PY) -m pytest $(ARGS)
+	@python=$$(scripts/setup-compiled.sh) && modules=$$(conformance/build.sh) && cd conformance && \
+		PYTHONPATH=$$modules $$python -m pytest $(ARGS)
 
 ##@ Outside test-all, for their length
 .PHONY: bench bench-fleet bench-closed-loop bench-simulate bench-scheduling bench-stages bench-report fault soak fuzz sanitize lint-cpp
 bench: setup-python setup-peer setup-cpp setup-rust ## Benchmarks side by side (ARGS="roundtrip direct --rounds 5"), into docs/benchmarks
-	@$(PY) python/benchmarks/bench.py $(ARGS)
+	@python=$$(scripts/setup-compiled.sh) && $$python python/benchmarks/bench.py $(ARGS)
 bench-fleet: setup-python setup-peer ## How many robots one simulated GPU carries, live and simulated; 12 minutes (ARGS="--seconds 10": 6)
-	@$(PY) python/benchmarks/bench_fleet.py $(ARGS)
+	@python=$$(scripts/setup-compiled.sh) && $$python python/benchmarks/bench_fleet.py $(ARGS)
 	@$(PY) python/benchmarks/report.py
 bench-closed-loop: setup-python setup-peer ## How many cart-poles it keeps upright; 8 minutes at most (ARGS="--seconds 10": 3)
-	@$(PY) python/benchmarks/bench_closed_loop.py $(ARGS)
+	@python=$$(scripts/setup-compiled.sh) && $$python python/benchmarks/bench_closed_loop.py $(ARGS)
 	@$(PY) python/benchmarks/report.py
 bench-simulate: setup-python ## The simulated sections; 2 minutes (ARGS=large: 100,000 clients, 5 to 10 minutes)
-	@$(PY) python/benchmarks/bench_simulate.py $(ARGS)
+	@python=$$(scripts/setup-compiled.sh) && $$python python/benchmarks/bench_simulate.py $(ARGS)
 	@$(PY) python/benchmarks/report.py
 bench-scheduling: setup-python ## What a decision costs; 2 minutes
-	@$(PY) python/benchmarks/scheduling_cost.py $(ARGS)
+	@python=$$(scripts/setup-compiled.sh) && $$python python/benchmarks/scheduling_cost.py $(ARGS)
 bench-stages: setup-python ## What each stage of the server costs; a minute
 	@$(PY) python/benchmarks/stage_profile.py $(ARGS)
 bench-report: setup-python ## Writes the results into docs/benchmarks.md and README.md
@@ -104,7 +107,7 @@ fuzz: setup-python setup-cpp setup-rust ## Each language's decoder, a minute eac
 fault: setup-python ## A replica killed under load: every request ends in exactly one outcome (ARGS="--seconds 10")
 	@$(PY) python/benchmarks/fault.py $(ARGS)
 soak: setup-python ## Ten minutes each with 10,000 idle and 1,000 busy clients; fails if the server's memory grows
-	@$(PY) python/benchmarks/bench.py memory $(ARGS)
+	@python=$$(scripts/setup-compiled.sh) && $$python python/benchmarks/bench.py memory $(ARGS)
 sanitize: setup-cpp ## The C++ tests under the address and undefined behaviour sanitizers
 	@cpp/scripts/sanitize.sh
 lint-cpp: ## BUILD, MODULE.bazel and C++ formatting (installs npm and clang-format)

@@ -16,6 +16,7 @@ LAYERS = [
     "check-proto",
     "lint",
     "test",
+    "test-compiled",
     "build-cpp",
     "test-cpp",
     "build-rust",

@@ -54,6 +54,8 @@ def test_python_package(form: str, distributions: dict[str, Path], server: Serve
     frozen = run(*UV, "pip", "freeze", "--quiet", "--python", python)
     installed = {line.split("==")[0].split(" @")[0].lower() for line in frozen.splitlines()}
     assert installed == {"inferential", "numpy", "protobuf", "pyzmq"}
+    compiled = "from inferential.types import COMPILED; print(COMPILED)"
+    assert run(python, "-c", compiled, cwd=tmp_path).strip() == "True"
     done = run(python, ROUND_TRIP, server.address, "inspector", VERSION, cwd=tmp_path)
     assert done.strip().endswith("ok")
     said = run(

@@ -24,6 +24,8 @@ from typing import Any
 import psutil
 from processes import HERE, PEER_PYTHON, Stand, load
 
+from inferential.types import COMPILED
+
 SMALL, CAMERA, LARGE = "28", "150528", "6220800"
 ROOT = HERE.parent.parent
 
@@ -389,6 +391,7 @@ def machine() -> Row:
         "python": platform.python_version(),
         "ray": version("ray"),
         "pyzmq": version("pyzmq"),
+        "compiled": COMPILED,
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "load_before": [round(x, 2) for x in os.getloadavg()],
     }

@@ -362,7 +362,8 @@ def render(section: str) -> str:
     results, facts = data["results"], data["machine"]
     lines = [
         f"`{data['command']}`, {facts['date']}: {facts['cores']} cores of {facts['cpu']}, Python {facts['python']}, "
-        f"Ray {facts['ray']}, pyzmq {facts['pyzmq']}; load average before: {facts['load_before'][0]}.",
+        f"Ray {facts['ray']}, pyzmq {facts['pyzmq']}{', core compiled' if facts.get('compiled') else ''}; "
+        f"load average before: {facts['load_before'][0]}.",
         "",
     ]
     if section == "fleet":

@@ -27,6 +27,7 @@ else:
     from inferential.config.load import load_config
     from inferential.config.schema import InferentialConfig
     from inferential.errors import ConfigError, InferentialError
+    from inferential.types import COMPILED
 
     app = typer.Typer(
         name="inferential",
@@ -38,7 +39,7 @@ else:
 
     def _version(wanted: bool) -> None:
         if wanted:
-            typer.echo(f"inferential {__version__}")
+            typer.echo(f"inferential {__version__}" + (", core compiled" if COMPILED else ""))
             raise typer.Exit
 
     @app.callback()

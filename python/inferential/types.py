@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 PROTOCOL_VERSION = 2
+
+COMPILED = not __file__.endswith(".py")
+"""Whether this is a wheel in which the core is compiled (docs/adr/0005-compiled-core.md)."""
 MAX_NAME_BYTES = 256  # of a client's id or type, a model's id, a slot
 
 Buffer: TypeAlias = Any  # anything with the buffer protocol: bytes, memoryview, numpy array, zmq.Frame

@@ -285,6 +285,7 @@ def pack_tensors(
             raise ObservationError("a tensor's name must not be empty")
         encoding = Encoding.RAW
         data: Buffer
+        shape: tuple[int, ...]
         if isinstance(value, EncodedImage):
             encoding, dtype, shape, data, size = value.encoding, DType.UINT8, value.shape, value.data, len(value.data)
         else:
@@ -613,8 +614,8 @@ def encode_response(
     request_id: int,
     observation_timestamp_ns: int,
     body: Body | None = None,
-    status: Status = Status.OK,
-    reason: Reason = Reason.NONE,
+    status: int = Status.OK,
+    reason: int = Reason.NONE,
     error: str = "",
     retry_after_ms: float = 0.0,
     phase_shift_ms: float = 0.0,

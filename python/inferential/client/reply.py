@@ -191,7 +191,8 @@ class Reply(Mapping[str, Array]):
     def __bool__(self) -> bool:
         return True
 
-    __hash__ = object.__hash__
+    def __hash__(self) -> int:
+        return id(self)
 
     def __eq__(self, other: object) -> bool:
         return self is other

@@ -40,7 +40,7 @@ class MetricsCollector:
         self._queue: queue.SimpleQueue[list[_Point] | None] = queue.SimpleQueue()
         self._queued = 0  # points handed to the thread
         self._delivered = 0  # points the thread is done with
-        self._thread: threading.Thread | None = None
+        self._worker: threading.Thread | None = None
         self._dropped = 0
 
     def record(self, name: str, value: float, model: str | None = None, client: str | None = None) -> None:
@@ -89,9 +89,9 @@ class MetricsCollector:
 
     def on_metric(self, handler: Handler) -> Handler:
         """Has `handler` called for every point, on a thread of its own. What it raises is logged, never felt."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._deliver, name="inferential-metrics", daemon=True)
-            self._thread.start()
+        if self._worker is None:
+            self._worker = threading.Thread(target=self._deliver, name="inferential-metrics", daemon=True)
+            self._worker.start()
         self._handlers.append(handler)
         self._told = True
         return handler
@@ -104,10 +104,10 @@ class MetricsCollector:
     def close(self, timeout_s: float = 1.0) -> None:
         """Delivers what waits, for so long at most, and ends the thread."""
         self.flush()
-        if self._thread is not None:
+        if self._worker is not None:
             self._queue.put(None)
-            self._thread.join(timeout_s)
-            self._thread = None
+            self._worker.join(timeout_s)
+            self._worker = None
             self._handlers = []
 
     def _deliver(self) -> None:

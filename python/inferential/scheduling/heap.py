@@ -20,7 +20,7 @@ class LazyHeap(Generic[T]):
 
     __slots__ = ("_alive", "_dead", "_entries")
 
-    def __init__(self, alive: Callable[[T], bool]) -> None:
+    def __init__(self, alive: Callable[[T], object]) -> None:
         self._alive = alive
         self._entries: list[tuple[Any, int, T]] = []
         self._dead = 0

@@ -19,7 +19,12 @@ class End(Protocol):
     """Gives a request, which waits no more, its outcome."""
 
     def __call__(
-        self, request: Request, status: Status, reason: Reason = ..., error: str = ..., retry_after_ms: float = ...
+        self,
+        request: Request,
+        status: Status,
+        reason: Reason = Reason.NONE,
+        error: str = "",
+        retry_after_ms: float = 0.0,
     ) -> None:
         """See Outcome."""
 

@@ -1,7 +1,7 @@
 """A failed call may run again."""
 
 from inferential.types import Status
-from tests.unit.engine.rig import BODY, ItemError, Replica, Rig
+from tests.unit.engine.rig import BODY, CallResult, ItemError, Replica, Rig
 
 TWO = [Replica("r1", "m", 1), Replica("r2", "m", 1)]
 
@@ -76,7 +76,7 @@ def test_a_killed_replicas_calls_run_elsewhere():
     assert again.replica.id != call.replica.id
     rig.finish(again)
     assert rig.status(r) is Status.OK
-    rig.engine.complete(call.id, None, rig.now)  # the dead one's late answer is ignored
+    rig.engine.complete(call.id, CallResult([BODY], 0.0), rig.now)  # the dead one's late answer is ignored
 
 
 def test_a_retryable_item_runs_again():

@@ -3,7 +3,7 @@
 import pytest
 
 from inferential.types import Status
-from tests.unit.engine.rig import Replica, Rig
+from tests.unit.engine.rig import BODY, CallResult, Replica, Rig
 
 
 def test_shared_slots_let_a_blocked_model_delay_another():
@@ -159,6 +159,6 @@ def test_a_staged_call_fails_with_its_replica():
     assert rig.status(running.requests[0]) is Status.UNAVAILABLE
     assert rig.status(waiting) is Status.UNAVAILABLE
     rig.engine.replica_up(Replica("r", "m", 1, path="direct"), rig.now)
-    rig.engine.complete(staged.id, None, rig.now)
+    rig.engine.complete(staged.id, CallResult([BODY], 0.0), rig.now)
     rig.send()
     assert len(rig.settle()) == 1
