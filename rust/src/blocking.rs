@@ -6,9 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::event::{poll, PollFd, PollFlags, Timespec};
-
-use crate::endpoint::{after, Descriptors, Endpoint, Wake};
+use crate::endpoint::{after, Arrived, Descriptors, Endpoint, Wake};
 use crate::error::Error;
 use crate::observation::{Fields, Observation, Sent};
 use crate::options::{ConnectionOptions, ModelOptions};
@@ -61,7 +59,7 @@ impl Wake for Bells {
 
 struct Shared {
     endpoint: Endpoint<Bells>,
-    descriptors: Option<Descriptors>,
+    descriptors: Option<Arc<Descriptors>>,
 }
 
 /// What one look at the session gave.
@@ -80,8 +78,9 @@ impl Shared {
         mut look: impl FnMut(&mut Session) -> Option<T>,
         expire: impl Fn(&mut Session) -> T,
     ) -> T {
+        let mut arrived = None;
         loop {
-            let found = self.endpoint.with(|inner, now, more| {
+            let found = self.endpoint.with_arrived(arrived.take(), |inner, now, more| {
                 if let Some(found) = look(&mut inner.session) {
                     return Look::Done(found);
                 }
@@ -98,7 +97,7 @@ impl Shared {
                 Look::Done(found) => return found,
                 Look::Again => {}
                 Look::Wait(bell, until) => {
-                    self.sleep(bell.as_deref(), until);
+                    arrived = self.sleep(bell.as_deref(), until);
                     if let Some(bell) = bell {
                         self.endpoint.peek(|inner| inner.wake.take_down(bell));
                     }
@@ -107,27 +106,19 @@ impl Shared {
         }
     }
 
-    /// Until there is news, the bell rings, or the time has come.
-    fn sleep(&self, bell: Option<&Bell>, until: Instant) {
-        let Some(descriptors) = &self.descriptors else { return };
+    /// Until something arrives, the bell rings, or the time has come; what has arrived, where that is known.
+    fn sleep(&self, bell: Option<&Bell>, until: Instant) -> Option<Arrived> {
+        let descriptors = self.descriptors.as_ref()?;
         let mut left = until.saturating_duration_since(Instant::now());
         if bell.is_none() {
             left = left.min(Duration::from_millis(10));
         }
-        let timeout =
-            Timespec { tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() };
-        let clapper = bell.map_or(descriptors.socket.as_fd(), |bell| bell.clapper.as_fd());
-        let mut polled = [
-            PollFd::new(&descriptors.socket, PollFlags::IN),
-            PollFd::new(&descriptors.monitor, PollFlags::IN),
-            PollFd::from_borrowed_fd(clapper, PollFlags::IN),
-        ];
         // An interrupted wait is over early, and the caller looks and waits again.
-        let _ = poll(&mut polled, Some(&timeout));
-        let [_, _, rung] = polled;
-        if let (Some(bell), true) = (bell, rung.revents().contains(PollFlags::IN)) {
+        let (arrived, rung) = descriptors.wait(bell.map(|bell| bell.clapper.as_fd()), left)?;
+        if let (Some(bell), true) = (bell, rung) {
             let _ = (&bell.clapper).read(&mut [0; 64]);
         }
+        Some(arrived)
     }
 }
 
@@ -397,11 +388,11 @@ impl Observation<'_, Model> {
     pub fn send(self) -> Sent {
         let shared = &self.model.shared;
         let key = self.model.key;
-        Sent(shared.endpoint.before_send(key, &self.fields).and_then(|wait| {
-            if wait {
-                shared.wait_for_link(Instant::now() + shared.endpoint.connect_timeout());
+        loop {
+            if let Some(sent) = shared.endpoint.send(key, &self.fields).transpose() {
+                return Sent(sent);
             }
-            shared.endpoint.send(key, &self.fields)
-        }))
+            shared.wait_for_link(Instant::now() + shared.endpoint.connect_timeout());
+        }
     }
 }

@@ -1,12 +1,14 @@
 //! A session and its socket behind one lock. Reads what has arrived, sends, and says whom to wake; waiting is left to the
 //! blocking and the tokio client.
 
+use std::collections::VecDeque;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
 
 use crate::error::{Error, NotSentReason};
 use crate::observation::Fields;
@@ -29,10 +31,59 @@ pub(crate) trait Wake: Send + 'static {
     fn wake(&mut self);
 }
 
+/// Which of the two may have something to read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Arrived {
+    messages: bool,
+    link_events: bool,
+}
+
+/// Nobody has looked.
+const UNKNOWN: Arrived = Arrived { messages: true, link_events: true };
+
+/// Duplicates of the sockets' descriptors, for waiting on outside the lock.
+///
+/// They are edge-triggered: only after its socket was found empty does one tell of what comes next. Whoever lets go of the lock has
+/// found both sockets empty, or noted in [`Transport::unread`] which one was not.
+pub(crate) struct Descriptors {
+    pub(crate) socket: OwnedFd,
+    pub(crate) monitor: OwnedFd,
+}
+
+impl Descriptors {
+    /// Waits until something arrives, there is something to read at `also`, or the time is over. What there is, and whether `also` has
+    /// something; none where a signal came in between.
+    pub(crate) fn wait(&self, also: Option<BorrowedFd<'_>>, timeout: Duration) -> Option<(Arrived, bool)> {
+        let timeout = Timespec {
+            tv_sec: timeout.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: timeout.subsec_nanos().into(),
+        };
+        let pollable = |descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN);
+        // In this order: where a link event is seen, so are the messages that came before it.
+        let mut polled = [
+            pollable(self.monitor.as_fd()),
+            pollable(self.socket.as_fd()),
+            pollable(also.unwrap_or(self.socket.as_fd())),
+        ];
+        let used = if also.is_some() { 3 } else { 2 };
+        poll(polled.get_mut(..used)?, Some(&timeout)).ok()?;
+        let [link_events, messages, also] = polled.map(|polled| !polled.revents().is_empty());
+        Some((Arrived { messages, link_events }, also))
+    }
+}
+
 struct Transport {
     socket: Socket,
     monitor: Socket,
+    descriptors: Arc<Descriptors>,
+    /// What the descriptors do not tell of.
+    unread: Arrived,
+    /// Those read but not heeded yet: the messages before them come first.
+    link_events: VecDeque<LinkEvent>,
+    /// Of the message read last.
     frames: Vec<Bytes>,
+    /// Of the message being sent.
+    parts: Vec<Message>,
 }
 
 impl Transport {
@@ -54,7 +105,45 @@ impl Transport {
         socket.set_max_message_bytes(i64::try_from(options.max_message_bytes).unwrap_or(i64::MAX))?;
         let monitor = socket.monitor(&context)?;
         socket.connect(endpoint)?;
-        Ok(Transport { socket, monitor, frames: Vec::new() })
+        let descriptors = Arc::new(Descriptors { socket: socket.descriptor()?, monitor: monitor.descriptor()? });
+        let (link_events, frames, parts) = (VecDeque::new(), Vec::new(), Vec::new());
+        Ok(Transport { socket, monitor, descriptors, unread: UNKNOWN, link_events, frames, parts })
+    }
+
+    /// Takes note of what has arrived, looking for it where that is not known, and reads the link events of that moment: to be heeded
+    /// after all messages, as those that came before a link event are there when it is.
+    fn read_link_events(&mut self, arrived: Option<Arrived>) {
+        // Looking costs one system call for both sockets.
+        let look = || self.descriptors.wait(None, Duration::ZERO).map_or(UNKNOWN, |(arrived, _)| arrived);
+        let arrived = arrived.unwrap_or_else(look);
+        self.unread.messages |= arrived.messages;
+        if arrived.link_events || self.unread.link_events {
+            while let Ok(Some(event)) = self.monitor.receive_link_event() {
+                self.link_events.push_back(event);
+            }
+            self.unread.link_events = false;
+        }
+    }
+
+    /// Reads the messages that have arrived, or as many as may be read in one go. Whether there were any.
+    fn read_messages(&mut self, session: &mut Session) -> bool {
+        let mut messages = 0;
+        while self.unread.messages && messages < MESSAGES_PER_READ {
+            match self.receive() {
+                Ok(true) => {
+                    // Not the time of the call: what comes meanwhile came later.
+                    session.on_message(Instant::now(), &self.frames);
+                    messages += 1;
+                }
+                Ok(false) => self.unread.messages = false,
+                Err(error) => {
+                    tracing::warn!("receiving failed: {error}");
+                    self.unread.messages = false;
+                }
+            }
+        }
+        self.frames.clear();
+        messages > 0
     }
 
     /// Reads one whole message into `self.frames`; whether there was one.
@@ -75,25 +164,30 @@ impl Transport {
     }
 
     /// All of a message or nothing: its frames exist before the first is handed over, and libzmq delivers either all or none.
-    fn send(&self, encoded: &Encoded<'_>) -> io::Result<()> {
-        let mut messages = Vec::with_capacity(2 + encoded.frames.len());
-        messages.push(Message::new());
-        messages.push(Message::copy_of(&encoded.envelope)?);
+    fn send(&mut self, encoded: &Encoded<'_>) -> io::Result<()> {
+        self.parts.clear();
+        self.parts.push(Message::new());
+        self.parts.push(Message::copy_of(&encoded.envelope)?);
         for frame in &encoded.frames {
-            messages.push(match frame.shared() {
+            self.parts.push(match frame.shared() {
                 Some(bytes) => Message::sharing(bytes.clone())?,
                 None => Message::gather(frame.length, frame.pieces())?,
             });
         }
-        send_all(messages, |message, more| self.socket.send(message, more))
+        // Sending may take note of arrivals that the descriptor then tells of no more.
+        self.unread.messages = true;
+        send_all(self.parts.drain(..), |message, more| self.socket.send(message, more))
     }
 }
 
 /// Sends the parts of one message.
-fn send_all(parts: Vec<Message>, mut send: impl FnMut(Message, bool) -> io::Result<()>) -> io::Result<()> {
+fn send_all(
+    parts: impl ExactSizeIterator<Item = Message>,
+    mut send: impl FnMut(Message, bool) -> io::Result<()>,
+) -> io::Result<()> {
     let last = parts.len() - 1;
     let mut result = Ok(());
-    for (index, part) in parts.into_iter().enumerate() {
+    for (index, part) in parts.enumerate() {
         if let Err(error) = send(part, index < last) {
             if index == 0 {
                 return Err(error);
@@ -115,32 +209,14 @@ pub(crate) struct Inner<W> {
 
 impl<W: Wake> Inner<W> {
     /// Reads what has arrived, link events after messages. Whether there may be more to read.
-    fn read(&mut self, now: Instant) -> bool {
+    fn read(&mut self, now: Instant, arrived: Option<Arrived>) -> bool {
         let mut news = false;
         let mut more = false;
         if let Some(transport) = &mut self.transport {
-            let mut messages = 0;
-            loop {
-                match transport.receive() {
-                    Ok(true) => {
-                        // Not `now`: what comes meanwhile came later.
-                        self.session.on_message(Instant::now(), &transport.frames);
-                        news = true;
-                    }
-                    Ok(false) => break,
-                    Err(error) => {
-                        tracing::warn!("receiving failed: {error}");
-                        break;
-                    }
-                }
-                messages += 1;
-                if messages == MESSAGES_PER_READ {
-                    more = true;
-                    break;
-                }
-            }
-            transport.frames.clear();
-            while let (false, Ok(Some(event))) = (more, transport.monitor.receive_link_event()) {
+            transport.read_link_events(arrived);
+            news = transport.read_messages(&mut self.session);
+            more = transport.unread.messages;
+            while let (false, Some(event)) = (more, transport.link_events.pop_front()) {
                 news = true;
                 match event {
                     LinkEvent::Up => self.session.link_up(),
@@ -155,21 +231,17 @@ impl<W: Wake> Inner<W> {
         more
     }
 
-    fn send(&self, encoded: &Encoded<'_>) -> io::Result<()> {
-        match &self.transport {
-            Some(transport) => transport.send(encoded),
-            None => Err(io::ErrorKind::NotConnected.into()),
+    fn send(&mut self, encoded: &Encoded<'_>) -> io::Result<()> {
+        let Some(transport) = &mut self.transport else { return Err(io::ErrorKind::NotConnected.into()) };
+        let result = transport.send(encoded);
+        if transport.read_messages(&mut self.session) {
+            self.wake.wake();
         }
+        result
     }
 }
 
 type LinkCallback = Arc<dyn Fn(LinkState) + Send + Sync>;
-
-/// Duplicates of the descriptors that signal news, for waiting on outside the lock.
-pub(crate) struct Descriptors {
-    pub(crate) socket: OwnedFd,
-    pub(crate) monitor: OwnedFd,
-}
 
 /// One connection.
 pub(crate) struct Endpoint<W> {
@@ -187,7 +259,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl<W: Wake> Endpoint<W> {
     /// Opens the socket; what fails is kept and told by every use.
-    pub(crate) fn open(options: ConnectionOptions, wake: W) -> (Endpoint<W>, Option<Descriptors>) {
+    pub(crate) fn open(options: ConnectionOptions, wake: W) -> (Endpoint<W>, Option<Arc<Descriptors>>) {
         let session = Session::new(SessionOptions {
             client_id: options.client_id.clone(),
             client_type: options.client_type.clone(),
@@ -198,16 +270,12 @@ impl<W: Wake> Endpoint<W> {
         let connect_timeout = options.connect_timeout();
         let opened = options.check().and_then(|endpoint| {
             let io = |reason: io::Error| Error::Io { operation: "opening the connection", reason: reason.to_string() };
-            let transport = Transport::open(&options, &endpoint).map_err(io)?;
-            let descriptors = Descriptors {
-                socket: transport.socket.descriptor().map_err(io)?,
-                monitor: transport.monitor.descriptor().map_err(io)?,
-            };
-            Ok((transport, descriptors))
+            Transport::open(&options, &endpoint).map_err(io)
         });
         let mut inner = Inner { session, wake, transport: None };
         let (descriptors, failure) = match opened {
-            Ok((transport, descriptors)) => {
+            Ok(transport) => {
+                let descriptors = Arc::clone(&transport.descriptors);
                 inner.transport = Some(transport);
                 (Some(descriptors), None)
             }
@@ -232,10 +300,19 @@ impl<W: Wake> Endpoint<W> {
 
     /// Reads what has arrived, then runs `work` under the lock. The flag says whether there may be more to read.
     pub(crate) fn with<R>(&self, work: impl FnOnce(&mut Inner<W>, Instant, bool) -> R) -> R {
+        self.with_arrived(None, work)
+    }
+
+    /// As `with`, for a caller who has just looked what there is.
+    pub(crate) fn with_arrived<R>(
+        &self,
+        arrived: Option<Arrived>,
+        work: impl FnOnce(&mut Inner<W>, Instant, bool) -> R,
+    ) -> R {
         let (result, changes) = {
             let mut inner = lock(&self.inner);
             let now = Instant::now();
-            let more = inner.read(now);
+            let more = inner.read(now, arrived);
             let result = work(&mut inner, now, more);
             (result, inner.session.take_link_changes())
         };
@@ -266,30 +343,27 @@ impl<W: Wake> Endpoint<W> {
         self.peek(|inner| inner.session.model(id))
     }
 
-    /// Checks an observation; then whether sending it should first wait for the handshake.
-    pub(crate) fn before_send(&self, key: ModelKey, fields: &Fields<'_>) -> Result<bool, Error> {
-        self.with(|inner, _, _| {
+    /// Sends an observation; its request id. None where the caller should wait for the handshake first, and then call again.
+    pub(crate) fn send(&self, key: ModelKey, fields: &Fields<'_>) -> Result<Option<u64>, Error> {
+        self.with(|inner, now, _| {
             inner.session.check(key, fields)?;
-            Ok(inner.session.should_wait_for_link())
-        })
-        .map_err(|error| self.explain(error))
-    }
-
-    pub(crate) fn send(&self, key: ModelKey, fields: &Fields<'_>) -> Result<u64, Error> {
-        self.with(|inner, now, _| match inner.session.observe(now, wall_clock_ns(), key, fields)? {
-            Step::Answered(request_id) => Ok(request_id),
-            Step::Send(request_id, encoded) => {
-                let Err(error) = inner.send(&encoded) else { return Ok(request_id) };
-                inner.session.not_sent(key, request_id);
-                if error.kind() != io::ErrorKind::WouldBlock {
-                    return Err(Error::Io { operation: "sending an observation", reason: error.to_string() });
-                }
-                // Either nobody is there any more, which the monitor then says, or the queue is full.
-                inner.read(now);
-                let up = inner.session.link_state() == LinkState::Up;
-                let reason = if up { NotSentReason::QueueFull } else { NotSentReason::LinkDown };
-                Err(Error::NotSent { request_id, reason })
+            if inner.session.should_wait_for_link() {
+                return Ok(None);
             }
+            let (request_id, encoded) = match inner.session.observe(now, wall_clock_ns(), key, fields)? {
+                Step::Answered(request_id) => return Ok(Some(request_id)),
+                Step::Send(request_id, encoded) => (request_id, encoded),
+            };
+            let Err(error) = inner.send(&encoded) else { return Ok(Some(request_id)) };
+            inner.session.not_sent(key, request_id);
+            if error.kind() != io::ErrorKind::WouldBlock {
+                return Err(Error::Io { operation: "sending an observation", reason: error.to_string() });
+            }
+            // Either nobody is there any more, which the monitor then says, or the queue is full.
+            inner.read(now, None);
+            let up = inner.session.link_state() == LinkState::Up;
+            let reason = if up { NotSentReason::QueueFull } else { NotSentReason::LinkDown };
+            Err(Error::NotSent { request_id, reason })
         })
         .map_err(|error| self.explain(error))
     }
@@ -362,7 +436,7 @@ mod tests {
     /// Whether more follow, of each part that `send_all` hands over, where one cannot be.
     fn parts_tried(breaks_at: usize) -> Vec<bool> {
         let mut tried = Vec::new();
-        let parts = (0..4).map(|_| Message::new()).collect();
+        let parts = (0..4).map(|_| Message::new());
         let sent = send_all(parts, |_, more| {
             tried.push(more);
             if tried.len() - 1 == breaks_at {

@@ -38,7 +38,7 @@ struct Registered {
 struct Shared {
     endpoint: Endpoint<News>,
     news: Arc<Notify>,
-    descriptors: Option<Descriptors>,
+    descriptors: Option<Arc<Descriptors>>,
     /// Made by the first call that waits, because only that runs in a runtime for certain.
     registered: Mutex<Option<Arc<Registered>>>,
 }
@@ -430,9 +430,11 @@ impl Observation<'_, AsyncModel> {
 
     async fn try_send(&self) -> Result<u64, Error> {
         let shared = &self.model.shared;
-        if shared.endpoint.before_send(self.model.key, &self.fields)? {
+        loop {
+            if let Some(request_id) = shared.endpoint.send(self.model.key, &self.fields)? {
+                return Ok(request_id);
+            }
             shared.wait_for_link(Instant::now() + shared.endpoint.connect_timeout()).await?;
         }
-        shared.endpoint.send(self.model.key, &self.fields)
     }
 }

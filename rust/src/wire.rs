@@ -234,22 +234,23 @@ pub fn decode_tensors(tensors: Vec<proto::Tensor>, payloads: &[Bytes]) -> Result
     // Few tensors are told apart faster without a set.
     let few = tensors.len() <= 8;
     let mut decoded: Vec<(String, Tensor)> = Vec::with_capacity(tensors.len());
-    for tensor in tensors {
+    for mut tensor in tensors {
         let used =
             if few { decoded.iter().any(|(key, _)| *key == tensor.key) } else { !keys.insert(tensor.key.clone()) };
         if used {
             return Err(format!("tensor {:?}: key is used twice", tensor.key));
         }
-        match decode_tensor(&tensor, payloads) {
-            Ok(value) => decoded.push((tensor.key, value)),
-            Err(reason) => return Err(format!("tensor {:?}: {reason}", tensor.key)),
+        let key = std::mem::take(&mut tensor.key);
+        match decode_tensor(&key, tensor, payloads) {
+            Ok(value) => decoded.push((key, value)),
+            Err(reason) => return Err(format!("tensor {key:?}: {reason}")),
         }
     }
     Ok(Tensors::from_unique(decoded))
 }
 
-fn decode_tensor(tensor: &proto::Tensor, payloads: &[Bytes]) -> Result<Tensor, String> {
-    if tensor.key.is_empty() {
+fn decode_tensor(key: &str, tensor: proto::Tensor, payloads: &[Bytes]) -> Result<Tensor, String> {
+    if key.is_empty() {
         return Err("key is empty".to_owned());
     }
     let dtype = DType::from_number(tensor.dtype).ok_or_else(|| format!("dtype {} is unknown", tensor.dtype))?;
@@ -273,8 +274,8 @@ fn decode_tensor(tensor: &proto::Tensor, payloads: &[Bytes]) -> Result<Tensor, S
     }
     let shape = tensor
         .shape
-        .iter()
-        .map(|&dimension| usize::try_from(dimension).map_err(|_| format!("shape has a dimension of {dimension}")))
+        .into_iter()
+        .map(|dimension| usize::try_from(dimension).map_err(|_| format!("shape has a dimension of {dimension}")))
         .collect::<Result<Vec<usize>, String>>()?;
     let data = frame.slice(offset..offset + length);
     Ok(Tensor::new(dtype, shape, encoding, data)?.with_timestamp_ns(tensor.timestamp_ns))
