@@ -53,6 +53,7 @@ class RayServeBackend:
         self._tasks: set[asyncio.Task[None]] = set()
         self._calls: set[asyncio.Future[Any]] = set()
         self._leaving = threading.Event()
+        self._left = threading.Event()
         self._direct: DirectPath | None = None
 
     async def start(self, events: BackendEvents) -> None:
@@ -64,7 +65,8 @@ class RayServeBackend:
         """
         self._events = events
         self._handles = HandlePath(events)
-        self._owns_ray = await self._in_thread(cluster.join_or_start, self._config.ray)
+        # What Ray starts here the kernel kills with the thread that started it, not with the process.
+        self._owns_ray = await self._in_thread(cluster.join_or_start, self._config.ray, stays_until=self._left)
         self._started = True
         if self._config.ray.direct_path:
             self._direct = DirectPath(self._config, self._names, events)
@@ -100,6 +102,7 @@ class RayServeBackend:
         if self._direct is not None:
             self._direct.close()
         await self._leave(timeout_s)
+        self._left.set()
 
     async def _leave(self, timeout_s: float) -> None:
         try:
@@ -121,8 +124,13 @@ class RayServeBackend:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Runs what blocks in a thread; one that blocks for good, with Ray's control plane gone, keeps no process from its end."""
+    async def _in_thread(
+        self, function: Callable[..., T], *arguments: Any, stays_until: threading.Event | None = None
+    ) -> T:
+        """Runs what blocks in a thread; one that blocks for good, with Ray's control plane gone, keeps no process from its end.
+
+        With `stays_until` the thread lives on until that is set.
+        """
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[T] = loop.create_future()
         self._calls.add(ended)
@@ -142,6 +150,8 @@ class RayServeBackend:
                 error = e
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(end, result, error)
+            if stays_until is not None:
+                stays_until.wait()
 
         threading.Thread(target=run, name=f"inferential-{function.__name__}", daemon=True).start()
         return await asyncio.shield(ended)  # who waits may be cancelled; the call goes on, and stop() waits for it

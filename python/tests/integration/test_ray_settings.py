@@ -7,9 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from inferential import Connection
 from inferential.backends.ray_serve import RayServeBackend
 from inferential.config.schema import InferentialConfig
 
@@ -30,6 +34,48 @@ def test_embedded_ray() -> None:
     """address="local" starts one of its own whatever runs here, with the namespace and num_cpus that were asked for."""
     result = subprocess.run([sys.executable, "-c", EMBEDDED], capture_output=True, text=True, timeout=110, check=False)
     assert "got robots 3" in result.stdout, result.stderr
+
+
+APPLICATION = """
+import numpy as np
+from ray import serve
+from inferential.serving import servable
+@serve.deployment(ray_actor_options={"num_cpus": 0.1})
+@servable
+class Policy:
+    def infer(self, obs):
+        return {"actions": obs["state"] * 2}
+app = Policy.bind()
+"""
+
+
+def test_a_server_with_a_ray_of_its_own(tmp_path: Path) -> None:
+    """`inferential serve` starts Ray, deploys the application, serves it on the direct path, and all of it ends with code 0."""
+    (tmp_path / "policy.py").write_text(APPLICATION)
+    with subprocess.Popen(
+        [sys.executable, "-m", "inferential.cli", "serve", "--bind", "tcp://127.0.0.1:0", "policy=policy:app"],
+        cwd=tmp_path,
+        env={**os.environ, "RAY_ADDRESS": "local"},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            endpoint = next(line.split()[-1] for line in process.stdout if line.startswith("serving policy on "))
+            with Connection(endpoint, "robot", hold_off=False) as conn:
+                model = conn.model("policy", latency_budget_ms=1000.0)
+                until_s, reply = time.monotonic() + 80.0, None
+                while not (reply is not None and reply.ok):
+                    assert time.monotonic() < until_s, f"no answer from the application: {reply}"
+                    assert model.observe(state=np.ones(3, np.float32))
+                    reply = model.next_reply(timeout_ms=5000)
+                    if reply is None or not reply.ok:
+                        time.sleep(0.1)
+                np.testing.assert_array_equal(reply["actions"], [2, 2, 2])
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
 
 
 SIGNALLED = """
