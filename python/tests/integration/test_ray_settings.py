@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from inferential import Connection
 from inferential.backends.ray_serve import RayServeBackend
@@ -49,6 +50,7 @@ app = Policy.bind()
 """
 
 
+@pytest.mark.timeout(240)
 def test_a_server_with_a_ray_of_its_own(tmp_path: Path) -> None:
     """`inferential serve` starts Ray, deploys the application, serves it on the direct path, and all of it ends with code 0."""
     (tmp_path / "policy.py").write_text(APPLICATION)
@@ -64,7 +66,7 @@ def test_a_server_with_a_ray_of_its_own(tmp_path: Path) -> None:
             endpoint = next(line.split()[-1] for line in process.stdout if line.startswith("serving policy on "))
             with Connection(endpoint, "robot", hold_off=False) as conn:
                 model = conn.model("policy", latency_budget_ms=1000.0)
-                until_s, reply = time.monotonic() + 80.0, None
+                until_s, reply = time.monotonic() + 120.0, None
                 while not (reply is not None and reply.ok):
                     assert time.monotonic() < until_s, f"no answer from the application: {reply}"
                     assert model.observe(state=np.ones(3, np.float32))
@@ -97,9 +99,10 @@ print("returned")
 """
 
 
+@pytest.mark.timeout(240)
 def test_sigterm_while_ray_starts() -> None:
     """The server gives its start up and ends properly: Ray's own handlers do not abort it."""
-    result = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True, timeout=110, check=False)
+    result = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True, timeout=220, check=False)
     assert (result.returncode, result.stdout.split()) == (0, ["returned"]), result.stderr
 
 
