@@ -1,6 +1,7 @@
 """Compiles the parts without I/O with mypyc when a wheel is built (docs/adr/0005-compiled-core.md). Every other module stays as it is.
 
-Without a C compiler, and with INFERENTIAL_PURE=1 in the environment, the wheel is pure Python: slower, the same in all else.
+Without a C compiler or Python's headers, and with INFERENTIAL_PURE=1 in the environment, the wheel is pure Python: slower, the same in all
+else.
 An editable installation is never compiled.
 """
 
@@ -40,14 +41,9 @@ class CompileHook(BuildHookInterface):  # type: ignore[misc]
         """Called by hatchling before it packs."""
         if self.target_name != "wheel" or version == "editable" or os.environ.get("INFERENTIAL_PURE") == "1":
             return
-        if sys.version_info < (3, 11):
-            self.app.display_warning("Python 3.10: this wheel of inferential is pure Python, and slower")
-            return  # mypyc takes its IntEnum for a plain int
-        compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
-        if shutil.which(os.environ.get("CC", compiler)) is None:
-            self.app.display_warning(
-                f"no C compiler ({compiler}): this wheel of inferential is pure Python, and slower"
-            )
+        missing = _missing()
+        if missing:
+            self.app.display_warning(f"{missing}: this wheel of inferential is pure Python, and slower")
             return
         self._directory = tempfile.mkdtemp(prefix="inferential-mypyc-")
         for path in _compile(Path(self.root), Path(self._directory)):
@@ -59,6 +55,19 @@ class CompileHook(BuildHookInterface):  # type: ignore[misc]
         """Called by hatchling when the wheel is there."""
         if hasattr(self, "_directory"):
             shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _missing() -> str:
+    """What keeps this machine from compiling; empty where nothing does."""
+    if sys.version_info < (3, 11):
+        return "Python 3.10"  # mypyc takes its IntEnum for a plain int
+    compiler = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+    if shutil.which(compiler.split()[0]) is None:
+        return f"no C compiler ({compiler})"
+    headers = Path(sysconfig.get_path("include"))
+    if not (headers / "Python.h").exists():
+        return f"no headers of Python (Python.h in {headers})"
+    return ""
 
 
 def _compile(root: Path, directory: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 from collections.abc import Awaitable
 from typing import Any
@@ -96,7 +97,7 @@ class PythonAsync(Adapter):
     def counters(self, connection: int) -> dict[str, int]:
         async def read() -> dict[str, int]:
             stats = self._connections[connection].stats
-            return {name: getattr(stats, name) for name in stats.__slots__}
+            return dataclasses.asdict(stats)
 
         found: dict[str, int] = self._do(read())
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -190,7 +191,7 @@ class PythonSync(Adapter):
 
     def counters(self, connection: int) -> dict[str, int]:
         stats = self._connections[connection].stats
-        return {name: getattr(stats, name) for name in stats.__slots__}
+        return dataclasses.asdict(stats)
 
     def close(self, connection: int) -> None:
         self._do(self._connections[connection].close)
