@@ -70,40 +70,13 @@ else:
         _log(log_level)
         settings = InferentialConfig() if config is None else load_config(config)
         models: dict[str, Any] = dict.fromkeys(settings.models.known)
-        deploy: dict[str, Any] = {}
-        for argument in apps or ():
-            name, model = _import(argument)
-            models[name] = model
-            if _is_serve_application(model):
-                models[name], deploy[name] = None, model
+        models.update(_import(argument) for argument in apps or ())
         from inferential.server import Server
 
         server = Server(
             settings, models=models, bind=bind, inline=inline, record=record, record_payloads=record_payloads
         )
-        asyncio.run(_serve(server, deploy))
-
-    async def _serve(server: Any, deploy: dict[str, Any]) -> None:
-        deploying: list[asyncio.Task[None]] = []
-
-        def started() -> None:
-            typer.echo(f"serving {', '.join(server.models)} on {server.endpoint}")
-            # Applications become available when they are up; clients get UNAVAILABLE until then.
-            deploying.extend(asyncio.create_task(asyncio.to_thread(_deploy, name, a)) for name, a in deploy.items())
-
-        try:
-            await server.run(started)
-        finally:
-            for task in deploying:
-                task.cancel()
-
-    def _deploy(name: str, application: Any) -> None:
-        from ray import serve as ray_serve
-
-        try:
-            ray_serve.run(application, name=name, route_prefix=None)
-        except Exception:
-            logging.getLogger("inferential").exception("application %r could not be deployed", name)
+        asyncio.run(server.run(lambda: typer.echo(f"serving {', '.join(server.models)} on {server.endpoint}")))
 
     @app.command("check-config")
     def check_config(file: Annotated[Path, typer.Argument(help="A TOML or YAML file.")]) -> None:
@@ -250,11 +223,6 @@ else:
         if model is None:
             raise ConfigError(f"{argument!r} is None")
         return name or attribute, model
-
-    def _is_serve_application(model: Any) -> bool:
-        # An application cannot exist unless Ray Serve was imported.
-        serve_module = sys.modules.get("ray.serve")
-        return serve_module is not None and isinstance(model, serve_module.Application)
 
     def _check_names(settings: InferentialConfig) -> None:
         """What the engine would refuse at start: unknown strategies, options and policies."""

@@ -20,8 +20,10 @@ import zmq
 
 from inferential import wire
 from inferential._version import __version__
+from inferential.alarm import Alarm
 from inferential.assembler import ClockOffset, assemble
 from inferential.backends.base import Backend
+from inferential.backends.cluster import is_application
 from inferential.backends.local import LocalBackend
 from inferential.config.load import check_config, check_name
 from inferential.config.schema import InferentialConfig
@@ -67,9 +69,10 @@ class Server:
 
         Args:
             config: all settings; the defaults where not given. It is copied.
-            models: names of Ray Serve applications, or name -> callable or object that runs in this process (see
-                inferential.local for its options; None as a value means a Ray Serve application again). Not given: the
-                models that `config.models.known` names, from Ray Serve.
+            models: names of Ray Serve applications; or name -> what it is: a callable or object that runs in this process (see
+                inferential.local for its options), a bound Ray Serve application (`Policy.bind()`) that the server deploys once
+                it has started, or None for one that somebody else deploys. Not given: the models that `config.models.known`
+                names, from Ray Serve.
             bind: overrides `config.transport.bind`.
             inline: run local models on the event loop: for quick callables.
             record: an MCAP file to write every observation, decision and reply to (docs/recording.md).
@@ -114,16 +117,15 @@ class Server:
         self._owns_process = False
         self._flushing = False
         self._flush_due = False
-        self._wakeup: asyncio.TimerHandle | None = None
-        self._wakeup_at = 0.0
+        self._wakeup: Alarm | None = None
         self._clients = 0
         self._sharing: dict[str, int] = {}  # client id -> connections that have it
         self._shared_logged: set[str] = set()
         self._response_ids = map(f"{os.urandom(4).hex()}-{{:x}}".format, itertools.count(1))
 
     def _make_backends(self, models: Mapping[str, Any], inline: bool) -> None:
-        local = {name: model for name, model in models.items() if model is not None}
-        remote = [name for name, model in models.items() if model is None]
+        remote = {name: model for name, model in models.items() if model is None or is_application(model)}
+        local = {name: model for name, model in models.items() if name not in remote}
         if local:
             backend: Backend = LocalBackend(local, inline=inline)
             self._backends.update(dict.fromkeys(local, backend))
@@ -322,7 +324,7 @@ class Server:
             # A client that gets its last replies and the end of the connection together loses what it has not read yet.
             await asyncio.sleep(LAST_REPLIES_S)
         if self._wakeup is not None:
-            self._wakeup.cancel()
+            self._wakeup.close()
         self._state = "stopped"
         self._transport.close()
         await asyncio.gather(
@@ -608,16 +610,15 @@ class Server:
     def _schedule_wakeup(self) -> None:
         at = self._engine.next_wakeup()
         if at is None:
-            return  # a timer that is set may fire for nothing, once
-        if self._wakeup is not None:
-            if self._wakeup_at <= at:
-                return  # it fires first and looks again: cheaper than a new timer for each request
-            self._wakeup.cancel()
-        self._wakeup_at = at
-        self._wakeup = self._loop.call_at(at, self._woken)
+            return  # an alarm that is set may ring for nothing, once
+        wakeup = self._wakeup
+        if wakeup is None:
+            wakeup = self._wakeup = Alarm(self._loop, self._woken)
+        # One that rings first looks again: cheaper than to set it for each request.
+        if wakeup.at is None or at < wakeup.at:
+            wakeup.set(at)
 
     def _woken(self) -> None:
-        self._wakeup = None
         self._engine.advance(time.monotonic())
         self._flush()
 

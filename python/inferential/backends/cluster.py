@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -29,6 +30,8 @@ _SERVE_ENVIRONMENT = {
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 * 1024 * 1024),
     "RAY_USAGE_STATS_ENABLED": "0",
+    # A call that comes after the server has left Ray is to fail, not to start another Ray.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     # Read by Ray itself when a process joins. Its own handler of SIGTERM would abort a server that is still starting; a crash
     # leaves a trace without it too, by Python's faulthandler, which Ray turns on.
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
@@ -137,6 +140,39 @@ def this_node() -> Node:
     alive = [n for n in ray.nodes() if n.get("Alive")]
     ip = next((n["NodeManagerAddress"] for n in alive if n["NodeID"] == here), "127.0.0.1")
     return Node(here, ip, len(alive) <= 1)
+
+
+# --- what Serve is to run ---------------------------------------------------------------------------------------------
+
+
+def is_application(model: Any) -> bool:
+    """Whether this is a bound Ray Serve application. Does not import Ray: without it there can be none."""
+    serve_module = sys.modules.get("ray.serve")
+    return serve_module is not None and isinstance(model, serve_module.Application)
+
+
+def deploy(name: str, application: Any, leaving: threading.Event) -> None:
+    """Deploys a bound application and returns once it runs, or `leaving` is set.
+
+    Raises:
+        Exception: what Serve raises, or says of an application that it could not deploy.
+    """
+    from ray import serve
+    from ray.serve import api
+
+    # serve.run waits until the application runs, however long that takes, and no thread may be inside Ray when we leave it.
+    if not hasattr(api, "_run"):
+        serve.run(application, name=name, route_prefix=None)
+        return
+    api._run(application, name=name, route_prefix=None, _blocking=False)
+    while not leaving.wait(0.25):
+        found = serve.status().applications.get(name)
+        status = "" if found is None else _text(found.status)
+        if status == "RUNNING":
+            return
+        if found is not None and status == "DEPLOY_FAILED":
+            reasons = [found.message, *(d.message for d in found.deployments.values())]
+            raise RuntimeError(" ".join(filter(None, reasons)))
 
 
 # --- what Serve runs -------------------------------------------------------------------------------------------------

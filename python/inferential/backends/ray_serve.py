@@ -7,7 +7,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -44,9 +44,15 @@ class _Watch:
 class RayServeBackend:
     """See Backend. Replicas that are servable are reached directly, all others through their application's handle."""
 
-    def __init__(self, config: InferentialConfig, models: Sequence[str]) -> None:
+    def __init__(self, config: InferentialConfig, models: Mapping[str, Any]) -> None:
+        """
+        Args:
+            config: all settings.
+            models: name -> bound application to deploy, or None where it is somebody else's to deploy.
+        """
         self._config = config
         self._names = tuple(models)
+        self._deploys = {name: application for name, application in models.items() if application is not None}
         self._watches: dict[str, _Watch] = {}
         self._owns_ray = False
         self._started = False
@@ -73,6 +79,8 @@ class RayServeBackend:
             self._direct.open()
             self._spawn(self._publish(self._direct))
         self._spawn(self._watch())
+        for name, application in self._deploys.items():
+            self._spawn(self._deploy(name, application))
 
     def dispatch(self, call: Call) -> None:
         """See Backend."""
@@ -172,6 +180,12 @@ class RayServeBackend:
             await asyncio.sleep(PUBLISH_INTERVAL_S)
 
     # --- which applications there are ---
+
+    async def _deploy(self, name: str, application: Any) -> None:
+        try:
+            await self._in_thread(cluster.deploy, name, application, self._leaving)
+        except Exception as e:
+            logger.error("application %r could not be deployed: %s", name, e)
 
     async def _watch(self) -> None:
         """Looks at the applications again and again; what Ray's control plane does in between never stops a request."""

@@ -142,7 +142,7 @@ async def driving(models: list[str], **ray: Any) -> AsyncIterator[Driver]:
     config = InferentialConfig()
     for name, value in ({"poll_s": 0.2} | ray).items():
         setattr(config.ray, name, value)
-    backend = RayServeBackend(config, models)
+    backend = RayServeBackend(config, dict.fromkeys(models))
     driver = Driver(backend)
     await backend.start(driver)
     try:

@@ -80,6 +80,62 @@ def test_a_server_with_a_ray_of_its_own(tmp_path: Path) -> None:
             process.kill()
 
 
+DEPLOYING = """
+import asyncio, os, signal, time
+from ray import serve
+from inferential import Server
+from inferential.config.schema import InferentialConfig
+
+@serve.deployment(ray_actor_options={"num_cpus": 0.1})
+class Slow:
+    def __init__(self):
+        time.sleep(300)
+    def infer(self, obs):
+        return {}
+
+@serve.deployment(ray_actor_options={"num_cpus": 0.1})
+class Broken:
+    def __init__(self):
+        raise ValueError("no weights")
+    def infer(self, obs):
+        return {}
+
+async def main():
+    config = InferentialConfig()
+    config.ray.address = "local"
+    server = Server(config, models={"slow": Slow.bind(), "broken": Broken.bind()}, bind="tcp://127.0.0.1:0")
+    await server.run(lambda: print("started", flush=True))
+    print("returned", flush=True)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.timeout(240)
+def test_applications_that_do_not_come_up(tmp_path: Path) -> None:
+    """What could not be deployed is told of; one that is still being deployed keeps no server from its end, and starts no other Ray."""
+    (tmp_path / "program.py").write_text(DEPLOYING)
+    errors = tmp_path / "errors"
+    with (
+        errors.open("w") as stderr,
+        subprocess.Popen(
+            [sys.executable, "program.py"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=stderr, text=True
+        ) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().strip() == "started"
+            until_s = time.monotonic() + 120.0
+            while "'broken' could not be deployed" not in errors.read_text():
+                assert time.monotonic() < until_s, errors.read_text()
+                time.sleep(0.1)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+            assert process.stdout.read().strip() == "returned"
+        finally:
+            process.kill()
+    assert "no weights" in errors.read_text()
+
+
 SIGNALLED = """
 import asyncio, os, signal
 from inferential import Server
@@ -169,7 +225,7 @@ def test_how_long_a_silent_replica_lives(ray_session: None) -> None:
         config = InferentialConfig()
         config.ray.poll_s = 0.2
         config.dispatch.health_timeout_ms = health_timeout_ms
-        return RayServeBackend(config, ["silent"])
+        return RayServeBackend(config, {"silent": None})
 
     async def main() -> None:
         quick, patient = Driver(backend(600.0)), Driver(backend(100_000.0))

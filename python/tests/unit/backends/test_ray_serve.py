@@ -11,7 +11,7 @@ from inferential.config.schema import InferentialConfig
 
 def test_stopping_waits_for_calls_whose_waiters_were_cancelled() -> None:
     async def scenario() -> None:
-        backend = RayServeBackend(InferentialConfig(), [])
+        backend = RayServeBackend(InferentialConfig(), {})
         let_go = threading.Event()
         caller = asyncio.create_task(backend._in_thread(let_go.wait, 30.0))
         await asyncio.sleep(0)
