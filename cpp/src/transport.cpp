@@ -219,13 +219,14 @@ void Transport::wait(Time duration) noexcept {
 void Transport::poll(Time timeout) noexcept {
 #if defined(__linux__)
   // Not zmq_poll, which counts in whole milliseconds: much in a control loop.
-  pollfd descriptors[2] = {{socket_fd_, POLLIN, 0}, {monitor_fd_, POLLIN, 0}};
+  // The monitor first: where a link event is seen, so are the messages that came before it.
+  pollfd descriptors[2] = {{monitor_fd_, POLLIN, 0}, {socket_fd_, POLLIN, 0}};
   timespec limit{};
   limit.tv_sec = static_cast<time_t>(timeout.count() / 1'000'000'000);
   limit.tv_nsec = static_cast<long>(timeout.count() % 1'000'000'000);
   if (ppoll(descriptors, 2, &limit, nullptr) <= 0) return;
-  socket_ready_ = socket_ready_ || descriptors[0].revents != 0;
-  monitor_ready_ = monitor_ready_ || descriptors[1].revents != 0;
+  monitor_ready_ = monitor_ready_ || descriptors[0].revents != 0;
+  socket_ready_ = socket_ready_ || descriptors[1].revents != 0;
 #else
   zmq_pollitem_t items[2] = {{socket_, 0, ZMQ_POLLIN, 0}, {monitor_, 0, ZMQ_POLLIN, 0}};
   zmq_poll(items, 2, static_cast<long>((timeout.count() + 999'999) / 1'000'000));
