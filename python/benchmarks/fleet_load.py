@@ -39,6 +39,8 @@ class Ledger:
         self.words: dict[str, str] = {}
         """What came with each status the first time."""
         self.latencies_ms: list[float] = []
+        self.wire_ms: list[float] = []
+        """Between a client and the server, one way, on average of both."""
         self._budget_s = budget_s
         self._counts_from = counts_from
         self._due: dict[tuple[int, int], tuple[float, bool]] = {}
@@ -50,8 +52,8 @@ class Ledger:
             self.asked[client] += 1
             self.asked_high += high
 
-    def answer(self, client: int, seq: int, status: str, now: float, words: str = "") -> None:
-        """Its first answer came; later ones are counted as surplus."""
+    def answer(self, client: int, seq: int, status: str, now: float, words: str = "", server_ms: float = 0.0) -> None:
+        """Its first answer came; later ones are counted as surplus. `server_ms`: from its arrival there to its answer, where it is told."""
         if words:
             self.words.setdefault(status, words)
         found = self._due.pop((client, seq), None)
@@ -64,6 +66,8 @@ class Ledger:
         self.statuses[status] += 1
         if status == "OK":
             self.latencies_ms.append((now - due) * 1e3)
+            if server_ms:
+                self.wire_ms.append(((now - due) * 1e3 - server_ms) / 2)
             if now - due <= self._budget_s:
                 self.in_time[client] += 1
                 self.in_time_high += high
@@ -97,6 +101,8 @@ class Ledger:
             low = asked - self.asked_high
             found["in_time_share_low"] = (in_time - self.in_time_high) / max(low, 1)
         if self.latencies_ms:
+            if self.wire_ms:
+                found["wire_ms"] = float(np.mean(self.wire_ms))
             found |= {f"p{q}_ms": float(np.percentile(self.latencies_ms, q)) for q in (50, 95, 99)}
         return found
 
@@ -144,7 +150,7 @@ class Schedule:
     def __init__(self, args: argparse.Namespace) -> None:
         chance = random.Random(args.seed)
         self.period_s = 1 / args.hz
-        phases = sorted(chance.random() * self.period_s for _ in range(args.clients))
+        phases = sorted((chance.random() * self.period_s, client) for client in range(args.clients))
         self.start = time.perf_counter() + 0.5
         self.counts_from = self.start + args.warm_up
         self.ends = self.counts_from + args.seconds
@@ -153,8 +159,9 @@ class Schedule:
 
     def next(self) -> tuple[int, int, float]:
         """Client, sequence number (1 was the first answer) and due time of the next observation."""
-        cycle, client = divmod(self.turn, len(self._phases))
-        return client, cycle + 2, self.start + cycle * self.period_s + self._phases[client]
+        cycle, place = divmod(self.turn, len(self._phases))
+        phase, client = self._phases[place]
+        return client, cycle + 2, self.start + cycle * self.period_s + phase
 
 
 class Dealers:
@@ -240,7 +247,7 @@ def over_zmq(args: argparse.Namespace) -> dict[str, Any]:
             reply = pb.ModelResponse.FromString(frames[1])
             if args.protocol == 2:
                 status = pb.Status.Name(reply.status)[len("STATUS_") :]
-                ledger.answer(client, reply.request_id, status, now, reply.error)
+                ledger.answer(client, reply.request_id, status, now, reply.error, reply.timing.server_ms)
                 if status == "OK" and now >= schedule.counts_from:
                     cycles.answer(reply)
                 continue

@@ -200,10 +200,11 @@ def cycle_table(rows_by_count: dict[str, list[Row]]) -> list[str]:
         "",
         "What a batch cycle costs beyond the ideal 10 ms + 0.5 ms per request: means over calls that followed another without a",
         "pause. The model's own excess is that of `time.sleep`; between calls is what is not hidden behind the call before: ways to",
-        "the replica and back, threads, the server's loop.",
+        "the replica and back, threads, the server's loop. On the wire is one way between a client and the server, outside of the cycle.",
         "",
-        "| robots | calls | staged | requests per call | ideal ms | in the model ms | cycle ms | model's excess ms | between calls ms |",
-        "|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| robots | calls | staged | requests per call | ideal ms | in the model ms | cycle ms | model's excess ms | between calls ms "
+        "| on the wire ms |",
+        "|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for count, rows in sorted(rows_by_count.items(), key=lambda item: int(item[0])):
         cycles = [row["cycle"] for row in rows if row.get("cycle")]
@@ -213,7 +214,7 @@ def cycle_table(rows_by_count: dict[str, list[Row]]) -> list[str]:
         calls, staged, size, ideal, model, cycle = (median_of(cycles, key) or 0.0 for key in keys)
         lines.append(
             f"| {count} | {calls:.0f} | {staged:.0%} | {size:.1f} | {ideal:.2f} | {model:.2f} | {cycle:.2f} | {model - ideal:.2f} "
-            f"| {cycle - model:.2f} |"
+            f"| {cycle - model:.2f} | {cell('{:.2f}', median_of(rows, 'wire_ms'))} |"
         )
     return lines
 

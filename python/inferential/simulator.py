@@ -66,11 +66,15 @@ class Machine(Settings):
     """A call's way to the replica and back; it overlaps the call before where one is running."""
     overhead_item_ms: MillisecondsOrZero = 0.02
     """The same for each request of a call."""
+    handover_ms: MillisecondsOrZero = 0.0
+    """Mean of an exponential time between two calls of which one was there before the other ended."""
 
 
 class Loop(Settings):
     """The server's I/O loop: one message at a time."""
 
+    wire_ms: MillisecondsOrZero = 0.0
+    """An observation's way to the server, and a reply's to the client, each."""
     receive_ms: MillisecondsOrZero = 0.08
     dispatch_ms: MillisecondsOrZero = 0.05
     reply_ms: MillisecondsOrZero = 0.06
@@ -167,7 +171,12 @@ class _ReplicaClock:
         m = self.machine
         there = (m.overhead_ms + m.overhead_item_ms * size) / 2e3
         slot = min(range(m.slots), key=self.free_at.__getitem__)
-        begin = max(sent + there, self.free_at[slot])
+        begin = sent + there
+        free_at = self.free_at[slot]
+        if begin < free_at:
+            begin = free_at
+            if m.handover_ms:
+                begin += self.random.expovariate(1e3 / m.handover_ms)
         runs = (m.call_ms + m.item_ms * size) / 1e3
         if m.noise_ms:
             runs += self.random.expovariate(1e3 / m.noise_ms)
@@ -282,9 +291,10 @@ class _Simulation:
 
     def _play(self, arrivals: Iterable[Arrival]) -> list[Tally]:
         receive_s = self._loop.receive_ms / 1e3
+        wire_s = self._loop.wire_ms / 1e3
         events = self._events
         for arrival in arrivals:
-            at = arrival[0]
+            at = arrival[0] + wire_s
             while events and events[0][0] <= at:
                 self._event()
             now = self._loop_free if self._loop_free > at else at
@@ -340,7 +350,7 @@ class _Simulation:
             status = outcome.status.name if outcome.reason == 0 else f"{outcome.status.name}/{outcome.reason.name}"
             tally.statuses[status] = tally.statuses.get(status, 0) + 1
             if outcome.status is Status.OK:
-                took_ms = (now - sent) * 1e3
+                took_ms = (now - sent) * 1e3 + self._loop.wire_ms
                 tally.latencies_ms.append(took_ms)
                 if took_ms <= observation.latency_budget_ms:
                     tally.in_time += 1

@@ -9,48 +9,86 @@ import math
 from collections import deque
 from collections.abc import Sequence
 
-_BUDGETS = 64
-_BUDGET_QUANTILE = 0.1
+_RECENT = 64
 
 
-class TightBudget:
-    """The budget that nearly all recent requests have at least: the 10 % quantile of the last 64."""
+class Quantile:
+    """Of the last 64 values."""
 
-    __slots__ = ("_recent", "_stale", "_value")
+    __slots__ = ("_q", "_recent", "_stale", "_value")
 
-    def __init__(self) -> None:
-        self._recent: deque[float] = deque(maxlen=_BUDGETS)
-        self._value = math.inf
+    def __init__(self, q: float, unknown: float) -> None:
+        self._q = q
+        self._recent: deque[float] = deque(maxlen=_RECENT)
+        self._value = unknown
         self._stale = 0
 
-    def add(self, budget_s: float) -> None:
-        """Counts a request."""
-        self._recent.append(budget_s)
+    def add(self, value: float) -> None:
+        """Counts one."""
+        self._recent.append(value)
         self._stale -= 1
 
     @property
     def value(self) -> float:
-        """Infinite where nothing is known."""
+        """As of some 32 values ago at most."""
         if self._stale <= 0 and self._recent:
             ordered = sorted(self._recent)
-            self._value = ordered[int(_BUDGET_QUANTILE * len(ordered))]
-            self._stale = 8 if len(ordered) < _BUDGETS else _BUDGETS // 2
+            self._value = ordered[int(self._q * len(ordered))]
+            self._stale = 8 if len(ordered) < _RECENT else _RECENT // 2
         return self._value
 
 
-def batch_limit(fixed_s: float, item_s: float, budget_s: float, most: int) -> int:
-    """The largest batch of which two fit in a budget, one after the other: c(n) <= budget / 2.
+def tight_budget() -> Quantile:
+    """The budget that nearly all recent requests have at least: the 10 % quantile. Infinite where nothing is known."""
+    return Quantile(0.1, math.inf)
 
-    Then whoever arrives just after a batch has left can still be in the next one, so nobody is lost by the moment of its arrival.
-    Where not even one request fits twice: the largest batch that fits once. At least 1.
+
+def batch_limit(fixed_s: float, item_s: float, budget_s: float, rate: float, most: int) -> int:
+    """The largest batch that is worth it. At least 1.
+
+    Of the largest that can be served without loss two fit in a budget, one after the other: c(n) <= budget / 2. Whoever arrives just after
+    a batch has left can then still be in the next one, so nobody is lost by the moment of its arrival. Where not even one request
+    fits twice: the largest batch that fits once.
+
+    Where more arrive than such batches can serve some are lost anyhow, and larger ones serve more: up to the one that those who are
+    still in time after it, having arrived in the last budget - c(n), just fill: n = rate x (budget - c(n)).
     """
     if budget_s == math.inf:
         return most
     for times in (2.0, 1.0):
         room = budget_s / times - fixed_s
         if room >= item_s:
-            return most if item_s <= 0.0 else max(1, min(most, int(room / item_s + 1e-9)))
+            if item_s <= 0.0:
+                return most
+            largest = max(room / item_s, rate * (budget_s - fixed_s) / (1.0 + rate * item_s))
+            return max(1, min(most, int(largest + 1e-9)))
     return 1
+
+
+def reserve_limit(
+    call_s: float, item_s: float, budget_s: float, spare_s: float, rate: float, burst: float, most: int
+) -> int:
+    """The largest batch of lower levels that leaves a better level its deadlines, whenever its requests arrive.
+
+    One that arrives just after the batch has left waits for it, and runs in the next call together with those of its level that arrive
+    meanwhile, at `rate` a second or `burst` of them at once: c(n) + c(max(burst, 1 + rate x c(n))) <= budget - spare. Where one
+    request leaves that only without the spare time, 1. Where not even that, the largest batch that itself fits the budget; where none
+    does, nothing is reserved.
+    """
+
+    def alone(room_s: float) -> float:
+        """c(n) + c(max(burst, 1 + rate x c(n))) <= room, solved for c(n)."""
+        return min((room_s - call_s - item_s) / (1.0 + rate * item_s), room_s - call_s - item_s * burst)
+
+    one = call_s + item_s
+    runs = alone(budget_s - spare_s)
+    if runs < one:
+        if alone(budget_s) >= one:
+            return 1
+        runs = budget_s - spare_s
+        if runs < one:
+            return most
+    return most if item_s <= 0.0 else max(1, min(most, int((runs - call_s) / item_s + 1e-9)))
 
 
 def enough(fixed_s: float, item_s: float, rate: float) -> float:

@@ -18,9 +18,9 @@ from inferential.scheduling.waiting import MAX_RETRY_AFTER_MS, End, Record, Wait
 from inferential.types import Reason, Status
 
 _CONFIDENT_CALLS = 8  # so many calls of a model must have been seen before one is staged on a prediction
-_STAGE_AHEAD_S = 0.0005
 _RELAX_AFTER_S = 0.25
-_MOST_SPARE_FOR_LEVELS = 0.35
+_RESERVE = 0.05  # of its budget: kept between what lower levels take and the deadline of a better one
+_MOST_OWED = 4.0  # turns; for a client that is owed so many a call may be half as large as for others
 _MOST_SPARE = 0.25  # of the budget: where times vary so much, larger batches bring more in time than safer ones
 
 
@@ -42,6 +42,8 @@ class _Plan:
     start: float
     call: float
     """Fixed time of a call that follows another one."""
+    runs: float
+    """Fixed time of this one, without any margin."""
     fixed: float
     item: float
 
@@ -203,7 +205,7 @@ class Dispatcher:
         # A staged call inherits the slot of the one before it: what waits for that slot or replica must not starve.
         if model.retries or self._wanted(model, model.slots) or self._wanted(model, model.device):
             return None
-        ahead = model.service.overhead_s + _STAGE_AHEAD_S
+        ahead = model.service.lead_s
         if call.ends_at - call.begins_at < 2.0 * ahead:
             return None  # it would be staged as soon as its predecessor is sent: the slot is free soon enough
         if now < call.ends_at - ahead:
@@ -237,10 +239,10 @@ class Dispatcher:
             self._room.remove(model, retry, served=True)
         else:
             assert order is not None, "an opening has an order or a retry"
-            plan = _Plan(start, following, runs + service.margin_s + self._deadline_margin_s, item)
+            plan = _Plan(start, following, runs, runs + service.margin_s + self._deadline_margin_s, item)
             limit = model.batch_size_of(replica)
             if model.most > 1:
-                limit = self._limit(model, order, plan, limit, contended)
+                limit = self._limit(model, plan, limit, now)
                 batch = _Batch(model, plan, min(limit, depth), limit)
                 hold = self._room.scheduler.hold_until(batch, now)
                 if hold > now and batch.size < limit:
@@ -262,20 +264,24 @@ class Dispatcher:
         self._record("batch_size", float(size), model.name)
         return call
 
-    def _limit(self, model: ModelState, order: Order, plan: _Plan, most: int, contended: bool) -> int:
+    def _limit(self, model: ModelState, plan: _Plan, most: int, now: float) -> int:
         """The largest batch (docs/scheduling.md, "Batches")."""
         service = model.service
         if most == 1 or not service.known:
             return most
-        # A better level is to find its next batch in time even when both run long.
-        first = order.first(contended) if contended else None
-        levels = first is not None and order.rivals(first) < len(model.queue)
-        spare = service.tail_s if levels else service.margin_s
-        spare += self._deadline_margin_s + service.overhead_s + _STAGE_AHEAD_S
         budget = model.tight_budget.value
-        spare = min(spare, (_MOST_SPARE_FOR_LEVELS if levels else _MOST_SPARE) * budget)
+        spare = min(service.margin_s + self._deadline_margin_s + service.lead_s, _MOST_SPARE * budget)
         # One batch follows the other, so what it takes to reach an idle replica does not count twice.
-        return batch_limit(plan.call, plan.item, budget - spare, most)
+        rate = model.rate.at(now) / max(1, model.replicas.live)
+        return batch_limit(plan.call, plan.item, budget - spare, rate, most)
+
+    def _level_limits(self, model: ModelState, plan: _Plan, most: int, now: float) -> dict[int, int]:
+        """Of each level the largest batch that its requests may be added to ("Room for better levels")."""
+        service = model.service
+        if most == 1 or not service.known:
+            return {}
+        spare = service.tail_s + self._deadline_margin_s + service.lead_s
+        return model.levels.limits(now, plan.call, plan.item, spare, _RESERVE, most)
 
     def _gather(
         self, model: ModelState, order: Order, plan: _Plan, limit: int, contended: bool, now: float
@@ -283,33 +289,65 @@ class Dispatcher:
         """Takes the requests of the next call out of the queue.
 
         With refusal on nothing is taken that would miss its deadline in this call, and nothing whose deadline is so near that it would
-        make the batch too small for the device to keep up: that is refused.
+        make the batch too small for the device to keep up: that is refused. A better level is not refused for the sake of lower ones:
+        these take what room it leaves, at a safe distance from its deadline.
         """
-        start, fixed, item = plan.start, plan.fixed, plan.item
-        judge = self._predictive and model.service.known
-        wanted = limit
+        service = model.service
+        start, item = plan.start, plan.item
+        judge = self._predictive and service.known
+        keeps_up = INFINITY
         if judge and limit > 1 and not contended:
-            keeps_up = enough(fixed, item, model.rate.at(now) / max(1, model.replicas.live))
-            if keeps_up < limit:
-                wanted = max(1, math.ceil(keeps_up - 1e-9))
+            keeps_up = enough(plan.fixed, item, model.rate.at(now) / max(1, model.replicas.live))
+        limits = self._level_limits(model, plan, limit, now)
         requests: list[Request] = []
         room = limit
+        above = INFINITY
+        """The lowest level in the batch that outranks others..."""
+        left = 0
+        """...how many of it and better ones still wait: who goes before them has its guaranteed share..."""
+        below = limit
+        """...and how large the batch may become by those below it."""
         while len(requests) < room:
             request = order.first(contended)
             if request is None:
                 break
+            level = request.observation.priority
+            most = limits.get(level, limit)
+            if len(requests) >= most:
+                break
             if judge:
+                rivals = order.rivals(request)
+                need = min(most, len(requests) + rivals)
+                if keeps_up < need:
+                    need = max(1, math.ceil(keeps_up - 1e-9))
+                outranks = rivals < len(model.queue) and model.levels.better(level)
+                fixed = plan.runs + self._deadline_margin_s if outranks else plan.fixed
                 size = fits(request.expiry, start, fixed, item, limit)
-                need = min(wanted, len(requests) + order.rivals(request))
+                if size < need and contended and _owed(request) >= _MOST_OWED:
+                    need = max(1, need // 2)
                 if size < need or size < 1:
                     self._refuse(model, request, start + fixed + item * max(1, need), now)
+                    left -= level <= above
                     continue
-                if size <= len(requests):
+                if size <= len(requests) or (level > above and left <= 0 and len(requests) >= below):
                     break
                 room = min(room, size)
+                if outranks:
+                    if level > above or above == INFINITY:
+                        above = float(level)
+                    left = rivals - 1
+                    safe = plan.runs + service.tail_s + self._deadline_margin_s
+                    safe += _RESERVE * (request.expiry - request.arrival)
+                    below = min(below, fits(request.expiry, start, safe, item, limit))
             self._room.remove(model, request, served=True)
             requests.append(request)
         return requests
+
+
+def _owed(request: Request) -> float:
+    """Turns that were due to a request's client and that it did not get."""
+    stream = request.stream
+    return 0.0 if stream is None else stream.account(request.observation.priority).owed
 
 
 def _affine_opening(model: ModelState, now: float) -> _Opening | None:

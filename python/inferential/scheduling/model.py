@@ -6,8 +6,9 @@ from operator import attrgetter
 
 from inferential.config.schema import InferentialConfig
 from inferential.scheduling.base import Order, Scheduler
-from inferential.scheduling.batching import TightBudget
+from inferential.scheduling.batching import tight_budget
 from inferential.scheduling.heap import LazyHeap
+from inferential.scheduling.levels import Levels
 from inferential.scheduling.phase import Phases
 from inferential.scheduling.queue import Load, RequestQueue
 from inferential.scheduling.replicas import Replicas, ReplicaState
@@ -52,6 +53,7 @@ class ModelState:
         "index",
         "latest",
         "latest_only",
+        "levels",
         "max_batch_size",
         "most",
         "name",
@@ -101,7 +103,8 @@ class ModelState:
         self.streams = Streams()
         self.rate = ArrivalRate()
         self.forecast = Forecast()
-        self.tight_budget = TightBudget()
+        self.tight_budget = tight_budget()
+        self.levels = Levels()
         self.phases = Phases() if config.scheduling.phase_shift == "spread" else None
         self.health = Health()
         budget_ms = settings.latency_budget_ms or config.scheduling.default_latency_budget_ms

@@ -13,8 +13,14 @@ _OUTLIER = 2.0  # a call counts for at most so many times its prediction: a stal
 _RELAX = 0.7
 _RESIDUALS = 64
 _SLOPE_INERTIA = 1.0
-_OVERHEAD_ALPHA = 0.2
-_OVERHEAD_STEP_S = 0.001
+_OVERHEADS = 15
+_AHEAD_S = 0.0005
+_GAP_S = 0.0005  # a call that was staged in time begins within less after the one before it, as seen from here
+_GAP_SHARE = 0.1
+_LEAD_STEP_S = 0.0002
+_LEAD_CAP = (
+    0.15  # of the predicted time: what still waits here can be ordered, refused and batched, what is staged can not
+)
 _MARGIN_CAP = 0.25  # of the predicted time: past that a margin costs more requests than it saves
 _TAIL_CAP = 0.5
 _MARGIN_QUANTILE = 0.9
@@ -29,9 +35,11 @@ class ServiceTime:
     """
 
     __slots__ = (
+        "_ahead_s",
         "_n",
         "_nn",
         "_ny",
+        "_overheads",
         "_recent",
         "_sorted",
         "_w",
@@ -48,13 +56,16 @@ class ServiceTime:
         self.call_s = call_s
         self.item_s = item_s
         self.overhead_s = 0.0
-        """What a call costs on top when its replica was idle: the way there and back that a staged call hides."""
+        """What a call costs on top when its replica was idle, the median of the last 15: the way there and back."""
         self.margin_s = 0.0
         """90 % of the recent calls ended at most this much after the line's word; at most a quarter of the time predicted."""
         self.tail_s = 0.0
         """99 % did; at most half of the time predicted."""
         self.samples = 0
+        self._ahead_s = _AHEAD_S
         self._w = self._n = self._nn = self._y = self._ny = 0.0
+        # A few zeros to begin with: the very first calls, which may wait for much that is made once, say little.
+        self._overheads: deque[float] = deque([0.0] * 3, maxlen=_OVERHEADS)
         self._recent: deque[float] = deque()
         self._sorted: list[float] = []
         if call_s or item_s:
@@ -70,6 +81,11 @@ class ServiceTime:
     def mean(self, n: int) -> float:
         """Predicted time of a call of `n` requests that follows another without a gap."""
         return self.call_s + self.item_s * n
+
+    @property
+    def lead_s(self) -> float:
+        """How long before the predicted end of a call the next one is sent, so that it is there, decoded, nine times out of ten."""
+        return self.overhead_s + self._ahead_s
 
     def quantile(self, n: int, q: float) -> float:
         """The time that a share `q` of calls of `n` requests does not exceed."""
@@ -97,9 +113,13 @@ class ServiceTime:
         if from_idle:
             known = self.overhead_s
             if 0.0 < inference_s < elapsed_s:
-                overhead = min(elapsed_s - inference_s, _OUTLIER * known + _OVERHEAD_STEP_S)
-                self.overhead_s = known = known + (overhead - known) * _OVERHEAD_ALPHA
+                overheads = self._overheads
+                overheads.append(elapsed_s - inference_s)
+                self.overhead_s = known = sorted(overheads)[(len(overheads) - 1) // 2]
             elapsed_s = elapsed_s - known if elapsed_s > known else 0.0
+        elif inference_s > 0.0:
+            step = _LEAD_STEP_S * (1.0 - _GAP_SHARE if elapsed_s - inference_s > _GAP_S else -_GAP_SHARE)
+            self._ahead_s = max(-0.5 * self.overhead_s, min(self._ahead_s + step, _LEAD_CAP * inference_s))
         decay = _DECAY
         if self.samples:
             # Judged by what was predicted, before this call moves the line.
@@ -129,6 +149,7 @@ class ServiceTime:
         self.call_s *= _RELAX
         self.item_s *= _RELAX
         self.overhead_s *= _RELAX
+        self._overheads = deque((overhead * _RELAX for overhead in self._overheads), maxlen=_OVERHEADS)
         self._y *= _RELAX
         self._ny *= _RELAX
         self.margin_s = self.tail_s = 0.0

@@ -58,6 +58,38 @@ def test_priority_0_under_twice_the_load():
     assert row["fleets"]["others"]["in_time"] >= 0.25
 
 
+def test_nobody_is_left_out_by_the_rhythm_of_calls():
+    """Calls of 25 ms and robots at 10 Hz: whoever comes just after a call has left does so every time."""
+    first, others = Fleet(name="first", clients=24, priority=0), Fleet(name="others", clients=216, priority=1)
+    [row] = simulate(scenario(first, others, machines=[Machine(noise_ms=0.2, overhead_ms=2.0)], duration_s=12.0))
+    assert row["fleets"]["others"]["jain"] >= 0.95
+    assert row["fleets"]["first"]["in_time"] >= 0.995
+
+
+def test_goodput_grows_past_saturation():
+    rows = simulate(scenario(Fleet(clients=1), loads=[110.0, 240.0], duration_s=8.0))
+    assert rows[1]["goodput"] >= rows[0]["goodput"]
+
+
+@pytest.mark.parametrize(("arrivals", "rest"), [("periodic", 0.2), ("burst", 0.1)])
+def test_priority_0_with_less_time_than_the_others(arrivals, rest):
+    """Of a burst of ten none is late, so calls of the others are short enough that one may come at any time."""
+    first = Fleet(name="first", clients=10, priority=0, budget_ms=35.0, arrivals=arrivals)
+    others = Fleet(name="others", clients=200, priority=1, budget_ms=200.0)
+    [row] = simulate(scenario(first, others, duration_s=8.0))
+    assert row["fleets"]["first"]["in_time"] >= 0.99
+    assert row["fleets"]["others"]["in_time"] >= rest
+
+
+def test_what_surrounds_a_call_counts():
+    [plain] = simulate(scenario(Fleet(clients=110)))
+    [gaps] = simulate(scenario(Fleet(clients=110), machines=[Machine(handover_ms=2.0)]))
+    [far] = simulate(scenario(Fleet(clients=20), loop=Loop(wire_ms=5.0)))
+    [near] = simulate(scenario(Fleet(clients=20)))
+    assert gaps["goodput"] < plain["goodput"]
+    assert far["p50_ms"] == pytest.approx(near["p50_ms"] + 10.0, abs=1.0)
+
+
 @pytest.mark.parametrize("arrivals", ["periodic", "poisson", "burst"])
 def test_arrivals_come_at_their_rate(arrivals):
     fleet = Fleet(clients=20, hz=20.0, arrivals=arrivals, budget_ms=500.0)

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from inferential.scheduling.batching import TightBudget, batch_limit, enough, fits, worth_waiting
+from inferential.scheduling.batching import batch_limit, enough, fits, reserve_limit, tight_budget, worth_waiting
+from inferential.scheduling.levels import Levels
 
 A, B = 0.010, 0.0005  # the simulated GPU: 10 ms + 0.5 ms per request
 
@@ -23,11 +24,76 @@ A, B = 0.010, 0.0005  # the simulated GPU: 10 ms + 0.5 ms per request
     ],
 )
 def test_batch_limit(budget_ms, most, expected):
-    assert batch_limit(A, B, budget_ms / 1e3, most) == expected
+    assert batch_limit(A, B, budget_ms / 1e3, 0.0, most) == expected
+
+
+@pytest.mark.parametrize("rate", [100.0, 1200.0, 1300.0, 2400.0, 10_000.0])
+def test_a_larger_batch_is_filled_by_requests_that_are_still_in_time_after_it(rate):
+    n = batch_limit(A, B, 0.050, rate, 1000)
+    assert n >= 30
+    if rate > 1200.0:
+        assert n > 30
+        assert rate * (0.050 - A - B * n) >= n
+        assert rate * (0.050 - A - B * (n + 1)) < n + 1
+
+
+@pytest.mark.parametrize(("budget_ms", "rate"), [(30.0, 0.0), (50.0, 0.0), (50.0, 240.0), (200.0, 500.0)])
+def test_reserve_limit_leaves_whoever_comes_right_after_its_deadline(budget_ms, rate):
+    def over(n):
+        first = A + B * n
+        return first + A + B * (1 + rate * first)
+
+    n = reserve_limit(A, B, budget_ms / 1e3, 0.0, rate, 1.0, 1000)
+    assert over(n) <= budget_ms / 1e3 + 1e-9 < over(n + 1) + 1e-9
+
+
+@pytest.mark.parametrize(("budget_ms", "burst"), [(30.0, 4), (50.0, 10), (50.0, 40), (200.0, 100)])
+def test_reserve_limit_leaves_all_who_come_at_once_their_deadline(budget_ms, burst):
+    def over(n):
+        return A + B * n + A + B * burst
+
+    n = reserve_limit(A, B, budget_ms / 1e3, 0.0, 0.0, float(burst), 1000)
+    assert over(n) <= budget_ms / 1e3 + 1e-9 < over(n + 1) + 1e-9
+
+
+def test_reserve_limit_where_nothing_can_be_reserved():
+    assert reserve_limit(A, B, 0.020, 0.0, 0.0, 1.0, 64) == 20
+    assert reserve_limit(A, B, 0.009, 0.0, 0.0, 1.0, 64) == 64
+    assert reserve_limit(A, 0.0, 0.050, 0.0, 0.0, 1.0, 64) == 64
+
+
+def test_levels():
+    levels = Levels()
+
+    def limit(now):
+        return levels.limits(now, A, B, 0.0, 0.0, 1000).get(1, 1000)
+
+    levels.arrived(1, 0.200, 0.0)
+    assert limit(0.0) == 1000
+    assert not levels.better(1)
+    assert levels.better(0)
+    levels.arrived(0, 0.030, 1.0)
+    assert limit(1.0) < 20
+    assert not levels.better(1)
+    levels.arrived(1, 0.200, 10.9)
+    assert limit(10.9) < 20
+    assert limit(11.1) == 1000  # level 0 has not been seen for 10 s
+
+
+def test_levels_learn_how_many_come_at_once():
+    def limit(at_once):
+        levels = Levels()
+        for period in range(20):
+            levels.arrived(1, 0.200, 0.1 * period)
+            for _ in range(at_once):
+                levels.arrived(0, 0.050, 0.1 * period)
+        return levels.limits(2.0, A, B, 0.0, 0.0, 1000)[1]
+
+    assert limit(1) > limit(20) == 40
 
 
 def test_batch_limit_without_a_time_per_item():
-    assert batch_limit(0.010, 0.0, 0.050, 64) == 64
+    assert batch_limit(0.010, 0.0, 0.050, 0.0, 64) == 64
 
 
 @pytest.mark.parametrize(
@@ -64,7 +130,7 @@ def test_not_past_a_deadline_and_not_past_the_limit():
 
 
 def test_tight_budget_is_the_tenth_percentile():
-    budget = TightBudget()
+    budget = tight_budget()
     assert budget.value == math.inf
     for i in range(64):
         budget.add(0.050 if i % 4 else 0.020)
@@ -75,7 +141,7 @@ def test_tight_budget_is_the_tenth_percentile():
 
 
 def test_a_single_odd_one_does_not_count():
-    budget = TightBudget()
+    budget = tight_budget()
     for i in range(64):
         budget.add(0.001 if i == 40 else 0.050)
     assert budget.value == 0.050

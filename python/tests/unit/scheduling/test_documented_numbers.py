@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from inferential.config.schema import ClientConfig, InferentialConfig, ModelConfig
-from inferential.scheduling.batching import batch_limit, enough, fits, worth_waiting
+from inferential.scheduling.batching import batch_limit, enough, fits, reserve_limit, worth_waiting
 from inferential.scheduling.fairness import FairQueue, GuaranteedShare
 from inferential.scheduling.order import Weights, find_policy
 from inferential.scheduling.phase import PARTS, Phases, crowded
@@ -50,7 +50,18 @@ def pairs(first_cell):
 
 @pytest.mark.parametrize(("budget", "largest"), pairs("budget ms"))
 def test_largest_batch(budget, largest):
-    assert batch_limit(CALL, ITEM, budget / 1e3, 1000) == largest
+    assert batch_limit(CALL, ITEM, budget / 1e3, 0.0, 1000) == largest
+
+
+@pytest.mark.parametrize(("rate", "largest"), pairs("arrivals per s, budget 50 ms"))
+def test_largest_batch_where_more_arrive(rate, largest):
+    assert batch_limit(CALL, ITEM, 0.050, rate, 1000) == largest
+
+
+def test_room_for_better_levels():
+    budgets, rates, bursts, sizes = (row[1:] for row in table("budget of the better level ms"))
+    for budget, rate, burst, size in zip(budgets, rates, bursts, sizes, strict=True):
+        assert reserve_limit(CALL, ITEM, float(budget) / 1e3, 0.0, float(rate), float(burst), 1000) == int(size)
 
 
 @pytest.mark.parametrize(("slack", "size"), pairs("slack ms"))

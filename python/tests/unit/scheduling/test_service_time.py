@@ -68,6 +68,26 @@ def test_the_way_to_an_idle_replica_is_told_apart():
     assert service.mean(1) == pytest.approx(0.010, rel=0.01)
 
 
+def test_one_slow_way_to_an_idle_replica_says_nothing():
+    service = ServiceTime(0.010, 0.0)
+    for i in range(40):
+        service.learn(1, 0.011 if i % 4 else 0.025, from_idle=True, inference_s=0.010)
+    assert service.overhead_s == pytest.approx(0.001)
+
+
+def test_the_lead_grows_until_staged_calls_are_there_in_time():
+    service = ServiceTime(0.010, 0.0)
+    for _ in range(20):
+        service.learn(1, 0.011, from_idle=True, inference_s=0.010)
+    overhead = service.overhead_s
+    feed(service, [1] * 100, lambda n: 0.0101, inference=0.010)  # no gap: as late as it goes
+    assert service.lead_s == pytest.approx(0.5 * overhead, abs=1e-6)
+    feed(service, [1] * 100, lambda n: 0.0108 if service.lead_s < 0.0018 else 0.0101, inference=0.010)
+    assert 0.0014 < service.lead_s < 0.0021
+    feed(service, [1] * 100, lambda n: 0.013, inference=0.010)  # a gap that no lead closes
+    assert service.lead_s == pytest.approx(overhead + 0.15 * 0.010)
+
+
 def test_never_negative():
     service = ServiceTime()
     feed(service, [1, 2, 3, 4] * 20, lambda n: 0.010 / n)
