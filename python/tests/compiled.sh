@@ -8,7 +8,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 # Copied, because pytest would find the source beside the tests before what is installed.
 mkdir "$folder/python"
-cp -r "$here" "$here/../pyproject.toml" "$folder/python/"
+cp -r "$here" "$here/../pyproject.toml" "$here/../examples" "$folder/python/"
 cp -r "$here/../../docs" "$folder/"
 cd "$folder/python"
 "$python" -c 'from inferential.types import COMPILED; assert COMPILED, "the core of this installation is not compiled"'
