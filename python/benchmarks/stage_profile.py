@@ -19,18 +19,19 @@ from typing import Any
 from bench import OUR_CONFIG, ROOT, machine
 from processes import Stand, load
 
-import inferential.server
+import inferential.driver
 from inferential import Server, wire
 from inferential.backends.direct import DirectPath
 from inferential.backends.local import LocalBackend
 from inferential.config.schema import InferentialConfig
+from inferential.driver import Driver
 from inferential.engine import Engine
 from inferential.model_call import ModelCall
 from inferential.transport import Transport
 
 STAGES: dict[str, list[tuple[Any, list[str]]]] = {
     "receive": [(Transport, ["_readable"])],
-    "parse, assemble": [(inferential.server, ["assemble"])],
+    "parse, assemble": [(inferential.driver, ["assemble"])],
     "engine": [
         (Engine, ["submit", "complete", "advance", "take_calls", "take_outcomes", "take_abandoned", "next_wakeup"])
     ],
@@ -39,7 +40,7 @@ STAGES: dict[str, list[tuple[Any, list[str]]]] = {
     "model (inline)": [(ModelCall, ["run"])],
     "encode": [(wire, ["encode_response"])],
     "send": [(Transport, ["send", "check_readable"])],
-    "metrics, bookkeeping": [(Server, ["received", "completed", "completed_all", "_flush", "_answer"])],
+    "metrics, bookkeeping": [(Driver, ["received", "completed", "completed_all", "flush", "_answer"])],
 }
 
 

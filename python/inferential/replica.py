@@ -174,7 +174,7 @@ class ReplicaLinks:
         servers = [s for s in list(self._servers.values()) if s.attached]
         if not servers:
             return None
-        return self._in_hand + sum(s.waiting / max(s.replicas, 1) for s in servers)
+        return self._in_hand + sum((s.waiting / max(s.replicas, 1) for s in servers), 0.0)
 
     async def drain(self, timeout_s: float) -> None:
         """Tells all servers, finishes what is in hand, and leaves."""
@@ -270,17 +270,16 @@ class ReplicaLinks:
         with self._mutex:
             self._standing_by = True
         self._guard.acquire()
-        while not self._closed.is_set():
+        watching = True
+        while watching and not self._closed.is_set():
             time.sleep(TAKE_OVER_S)
             with self._mutex:
                 if not self._inline_since:
-                    self._armed = False
-                    break
-                if time.monotonic() - self._inline_since > TAKE_OVER_S:
+                    watching = self._armed = False
+                elif time.monotonic() - self._inline_since > TAKE_OVER_S:
                     self._inline_since = 0.0
                     self._leader = me
-                    self._armed = self._standing_by = False
-                    break
+                    watching = self._armed = self._standing_by = False
 
     def _begin(self) -> None:
         self._context = zmq.Context(io_threads=1)

@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import itertools
-import json
 import logging
-import os
 import signal
 import threading
 import time
@@ -16,24 +13,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import zmq
-
-from inferential import wire
 from inferential._version import __version__
-from inferential.alarm import Alarm
-from inferential.assembler import ClockOffset, assemble
 from inferential.backends.base import Backend
 from inferential.backends.cluster import is_application
 from inferential.backends.local import LocalBackend
 from inferential.config.load import check_config, check_name
 from inferential.config.schema import InferentialConfig
+from inferential.driver import Driver
 from inferential.engine import Engine
-from inferential.errors import ConfigError, WireError
+from inferential.errors import ConfigError
 from inferential.metrics.collector import Handler, MetricsCollector
 from inferential.metrics.prometheus import PrometheusExport
-from inferential.scheduling.request import CallError, CallResult, Outcome, Replica
-from inferential.transport import Peer, Transport
-from inferential.types import PROTOCOL_VERSION, Kind, Observation, Status, Timing
 
 if TYPE_CHECKING:
     from inferential.recording import Recorder, RecordingEngine
@@ -42,8 +32,6 @@ logger = logging.getLogger("inferential.server")
 
 BACKEND_STOP_S = 5.0
 LAST_REPLIES_S = 0.2
-ANSWERS_TOGETHER_S = 0.0002  # calls that end at once may follow one another for so long before their replies are sent
-MAX_ID_DIGITS = 20  # of a uint64
 DELIVERY_S = 0.25  # for replies that wait for slow clients when everything else is done
 T = TypeVar("T")
 
@@ -112,16 +100,7 @@ class Server:
                 Path(record), config_json=config.model_dump_json(), models=self._models, payloads=record_payloads
             )
             self._engine = RecordingEngine(self._engine, self._recorder)
-        self._transport = Transport(config.transport, self)
-        self._state = "new"
-        self._owns_process = False
-        self._flushing = False
-        self._flush_due = False
-        self._wakeup: Alarm | None = None
-        self._clients = 0
-        self._sharing: dict[str, int] = {}  # client id -> connections that have it
-        self._shared_logged: set[str] = set()
-        self._response_ids = map(f"{os.urandom(4).hex()}-{{:x}}".format, itertools.count(1))
+        self._driver = Driver(config, self._engine, self._backends, self.metrics, self._recorder)
 
     def _make_backends(self, models: Mapping[str, Any], inline: bool) -> None:
         remote = {name: model for name, model in models.items() if model is None or is_application(model)}
@@ -156,7 +135,7 @@ class Server:
     @property
     def endpoint(self) -> str:
         """Where clients reach the server, with the real port; empty before it is started."""
-        return self._transport.endpoint
+        return self._driver.transport.endpoint
 
     @property
     def prometheus_port(self) -> int | None:
@@ -179,7 +158,7 @@ class Server:
 
         def change() -> None:
             self._engine.use_scheduler(name, time.monotonic(), **options)
-            self._flush()
+            self._driver.flush()
 
         self._on_loop(change)
 
@@ -193,17 +172,17 @@ class Server:
 
     def _health(self) -> dict[str, Any]:
         return {
-            "state": self._state,
+            "state": self._driver.state,
             "endpoint": self.endpoint,
             "version": __version__,
-            "clients": self._transport.active_clients,
+            "clients": self._driver.transport.active_clients,
             "pending": self._engine.pending,
             "models": self._engine.health(),
         }
 
     def _on_loop(self, function: Callable[[], T]) -> T:
         """Runs something on the server's loop and returns its result, wherever it is called."""
-        if self._state in ("new", "stopped"):
+        if self._driver.state in ("new", "stopped"):
             return function()
         with contextlib.suppress(RuntimeError):
             if asyncio.get_running_loop() is self._loop:
@@ -226,7 +205,7 @@ class Server:
         collections until it returns (`gc.freeze`). With Ray loaded, looking through them would stop the server for 50 to 200 ms.
         """
         loop = asyncio.get_running_loop()
-        starting = loop.create_task(self.start()) if self._state == "new" else None
+        starting = loop.create_task(self.start()) if self._driver.state == "new" else None
 
         def signalled(name: str) -> None:
             if starting is not None and not starting.done():
@@ -251,7 +230,7 @@ class Server:
                 handle_signals()  # Ray puts a handler of SIGTERM in their place, which ends in an abort
             if started is not None:
                 started()
-            self._owns_process = True
+            self._driver.owns_process = True
             gc.freeze()
             await self._stopping.wait()
         finally:
@@ -268,14 +247,14 @@ class Server:
     def _signalled(self, name: str) -> None:
         if self._stopping.is_set():
             logger.warning("%s again: not waiting any longer", name)
-            self._drained.set()
+            self._driver.drained.set()
         else:
             logger.info("%s: draining, for %g s at most", name, self._config.lifecycle.grace_period_s)
             self._stopping.set()
 
     def request_stop(self) -> None:
         """Makes `run` drain and return. Any thread; does not wait."""
-        if self._state not in ("new", "stopped"):
+        if self._driver.state not in ("new", "stopped"):
             with contextlib.suppress(RuntimeError):  # the loop is closed: there is nothing left to stop
                 self._loop.call_soon_threadsafe(self._stopping.set)
 
@@ -285,20 +264,19 @@ class Server:
         Raises:
             ConfigError: it cannot bind, or a backend cannot start.
         """
-        if self._state != "new":
+        if self._driver.state != "new":
             raise ConfigError("a server is started once; make a new one")
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
-        self._drained = asyncio.Event()
-        self._state = "running"
+        self._driver.attach(self._loop)
         try:
             if self._export is not None:
                 settings = self._config.metrics
                 self._export.serve(settings.prometheus_port or 0, settings.prometheus_bind)
             for backend in dict.fromkeys(self._backends.values()):
-                await backend.start(self)
+                await backend.start(self._driver)
             # Last: joining Ray takes seconds, in which clients that found the port would only hear UNAVAILABLE.
-            self._transport.open(self._loop)
+            self._driver.transport.open(self._loop)
         except BaseException:
             self._config.lifecycle.grace_period_s = 0.0
             await self.stop()
@@ -307,26 +285,24 @@ class Server:
 
     async def stop(self) -> None:
         """Drains for the grace period at most, answers what is left SHUTTING_DOWN, and closes everything."""
-        if self._state != "running":
+        if self._driver.state != "running":
             return
-        self._state = "draining"
+        self._driver.state = "draining"
         self._stopping.set()
         self._engine.drain(time.monotonic())
-        self._flush()
+        self._driver.flush()
         if self._engine.pending and self._config.lifecycle.grace_period_s:
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._drained.wait(), self._config.lifecycle.grace_period_s)
-        self._transport.stop_receiving()
+                await asyncio.wait_for(self._driver.drained.wait(), self._config.lifecycle.grace_period_s)
+        self._driver.transport.stop_receiving()
         self._engine.abort(time.monotonic())
-        self._flush()
-        await self._transport.deliver(DELIVERY_S)
-        if self._transport.active_clients:
+        self._driver.flush()
+        await self._driver.transport.deliver(DELIVERY_S)
+        if self._driver.transport.active_clients:
             # A client that gets its last replies and the end of the connection together loses what it has not read yet.
             await asyncio.sleep(LAST_REPLIES_S)
-        if self._wakeup is not None:
-            self._wakeup.close()
-        self._state = "stopped"
-        self._transport.close()
+        self._driver.close()
+        self._driver.transport.close()
         await asyncio.gather(
             *(backend.stop(BACKEND_STOP_S) for backend in dict.fromkeys(self._backends.values())),
             return_exceptions=True,
@@ -372,7 +348,7 @@ class Server:
         thread = threading.Thread(target=main, name="inferential-server", daemon=True)
         thread.start()
         started.wait()
-        if failure or self._state == "new":
+        if failure or self._driver.state == "new":
             thread.join()
             raise failure[0]
         try:
@@ -382,245 +358,6 @@ class Server:
             thread.join()
         if failure:
             raise failure[0]
-
-    # --- messages (transport events) ---
-
-    def received(self, peer: Peer, frames: list[zmq.Frame] | None, now: float) -> None:
-        """See TransportEvents."""
-        if frames is None:
-            self.metrics.record("observation_errors", 1, None, peer.client_id)
-            return
-        clock = peer.clock
-        if clock is None:
-            clock = peer.clock = ClockOffset()
-        record = self.metrics.record
-        try:
-            assembly = assemble(frames, clock, now, max_message_bytes=self._config.transport.max_message_bytes)
-        except WireError as e:
-            record("observation_errors", 1, None, peer.client_id)
-            if e.request_id:
-                self._refuse(peer, e, now)
-            return
-        observation = assembly.observation
-        client = observation.client_id
-        if peer.client_id is None:
-            self._introduced(peer, client)
-        if observation.kind is Kind.OBSERVE:
-            if assembly.staleness_ms is not None:
-                record("observation_staleness_ms", assembly.staleness_ms, None, client)
-            if assembly.spread_ms is not None:
-                record("tensor_spread_ms", assembly.spread_ms, None, client)
-            if observation.model_id in self._backends:  # what clients make up is no label
-                record("payload_size_bytes", assembly.payload_bytes, observation.model_id, client)
-            self._engine.submit(assembly.request(peer.routing_id, frames, now), now)
-        elif observation.kind is Kind.PING:
-            self._answer_ping(peer, observation, now)
-        else:
-            self._engine.cancel(peer.routing_id, observation.request_id, now)
-
-    def burst_ended(self) -> None:
-        """See TransportEvents."""
-        self._flush()
-
-    def disconnected(self, peer: Peer, reason: str) -> None:
-        """See TransportEvents."""
-        self.metrics.record("client_disconnected", 1, None, peer.client_id)
-        if peer.client_id is not None:
-            left = self._sharing.pop(peer.client_id, 1) - 1
-            if left > 0:
-                self._sharing[peer.client_id] = left
-        logger.debug("client %s: %s", peer.client_id, reason)
-        self._engine.disconnect(peer.routing_id, time.monotonic())
-        self._flush_soon()
-
-    def send_failed(self, peer: Peer, reason: str) -> None:
-        """See TransportEvents."""
-        self.metrics.record("send_errors", 1, None, peer.client_id)
-        logger.debug("a reply to client %s was not sent: %s", peer.client_id, reason)
-
-    def _introduced(self, peer: Peer, client_id: str) -> None:
-        peer.client_id = client_id
-        sharing = self._sharing[client_id] = self._sharing.get(client_id, 0) + 1
-        if sharing > 1 and client_id not in self._shared_logged and len(self._shared_logged) < 10_000:
-            self._shared_logged.add(client_id)
-            logger.warning("several connections use the client id %r; both work, but they share one cadence", client_id)
-
-    def _refuse(self, peer: Peer, e: WireError, now: float) -> None:
-        self._transport.send(
-            peer,
-            wire.encode_response(
-                client_id=peer.client_id or "",
-                client_type="",
-                model_id="",
-                response_id=next(self._response_ids),
-                timestamp_ns=time.time_ns(),
-                request_id=e.request_id,
-                observation_timestamp_ns=0,
-                status=Status.INVALID_OBSERVATION,
-                error=str(e),
-                timing=Timing(server_ms=(time.monotonic() - now) * 1e3),
-            ),
-        )
-
-    def _answer_ping(self, peer: Peer, observation: Observation, now: float) -> None:
-        metadata = {"server": __version__, "protocol": str(PROTOCOL_VERSION)}
-        for name in self._models:
-            ready = self._state == "running" and self._engine.ready(name)
-            metadata[f"model:{name}"] = "ready" if ready else "not ready"
-        asked = observation.metadata.get("explain")
-        if asked is not None:
-            request_id, _, client_id = asked.partition(" ")
-            is_id = request_id.isdecimal() and len(request_id) <= MAX_ID_DIGITS
-            metadata["explain"] = json.dumps(self._engine.explain(client_id, int(request_id)) if is_id else [])
-        self._transport.send(
-            peer,
-            wire.encode_response(
-                client_id=observation.client_id,
-                client_type=observation.client_type,
-                model_id="",
-                response_id=next(self._response_ids),
-                timestamp_ns=time.time_ns(),
-                request_id=observation.request_id,
-                observation_timestamp_ns=observation.timestamp_ns,
-                metadata=metadata,
-                timing=Timing(server_ms=(time.monotonic() - now) * 1e3),
-            ),
-        )
-
-    # --- replicas (backend events) ---
-
-    def replica_up(self, replica: Replica) -> None:
-        """See BackendEvents."""
-        self._engine.replica_up(replica, time.monotonic())
-        if self._owns_process:
-            gc.freeze()  # whatever was imported for it
-        self._flush()
-
-    def replica_down(self, model: str, replica_id: str, reason: str, *, drained: bool = False) -> None:
-        """See BackendEvents."""
-        self._engine.replica_down(model, replica_id, reason, time.monotonic(), drained=drained)
-        self._flush()
-
-    def completed(self, call_id: int, result: CallResult) -> None:
-        """See BackendEvents."""
-        self._engine.complete(call_id, result, time.monotonic())
-        self._flush()
-
-    def completed_all(self, results: Sequence[tuple[int, CallResult]]) -> None:
-        """See BackendEvents."""
-        now = time.monotonic()
-        for call_id, result in results:
-            self._engine.complete(call_id, result, now)
-        self._flush()
-
-    def failed(self, call_id: int, error: CallError) -> None:
-        """See BackendEvents."""
-        self._engine.fail(call_id, error, time.monotonic())
-        self._flush()
-
-    def waiting(self, model: str) -> int:
-        """See BackendEvents."""
-        return self._engine.waiting(model)
-
-    # --- what the engine decided ---
-
-    def _flush(self) -> None:
-        """Does what the engine decided, until it has nothing more to say."""
-        if self._flushing:  # a call that ended at once, in the loop below
-            return
-        if self._state == "stopped":
-            return
-        self._flushing = True
-        engine, transport = self._engine, self._transport
-        try:
-            outcomes: list[Outcome] = []
-            answer_by = time.monotonic() + ANSWERS_TOGETHER_S
-            calls = engine.take_calls()
-            while True:
-                for call in calls:
-                    self._backends[call.model].dispatch(call)
-                outcomes += engine.take_outcomes()
-                calls = engine.take_calls()
-                if outcomes:
-                    now = time.monotonic()
-                    if calls and now < answer_by:
-                        # Calls before answers: a batch's thirty replies would keep the next one from a replica that is idle. And the
-                        # replies of a quick inline model, whose calls have ended already, wake ZMQ's thread and the client once.
-                        continue
-                    wall_ns = time.time_ns()
-                    for outcome in outcomes:
-                        self._answer(outcome, wall_ns, now)
-                    outcomes = []
-                    answer_by = time.monotonic() + ANSWERS_TOGETHER_S
-                # Calls that ended at once, and connections found gone, leave the engine with more to say.
-                if not calls and not engine.unsettled:
-                    break
-            for call in engine.take_abandoned():
-                self._backends[call.model].abandon(call)
-        finally:
-            self._flushing = False
-            transport.check_readable()
-        self._schedule_wakeup()
-        if transport.active_clients != self._clients:
-            self._clients = transport.active_clients
-            self.metrics.record("active_clients", self._clients)
-        self.metrics.flush()
-        if self._state == "draining" and not engine.pending:
-            self._drained.set()
-
-    def _flush_soon(self) -> None:
-        if not self._flush_due:
-            self._flush_due = True
-            self._loop.call_soon(self._flush_now)
-
-    def _flush_now(self) -> None:
-        self._flush_due = False
-        self._flush()
-
-    def _answer(self, outcome: Outcome, wall_ns: int, now: float) -> None:
-        request = outcome.request
-        o = request.observation
-        peer = self._transport.peer(request.connection)
-        if peer is None:
-            self.metrics.record("send_errors", 1, None, o.client_id)
-            return
-        if not o.request_id and outcome.status is not Status.OK:
-            return  # a v1 client would take it for a success
-        server_ms = (now - request.arrival) * 1e3
-        frames = wire.encode_response(
-            client_id=o.client_id,
-            client_type=o.client_type,
-            model_id=o.model_id,
-            response_id=next(self._response_ids),
-            timestamp_ns=wall_ns,
-            request_id=o.request_id,
-            observation_timestamp_ns=o.timestamp_ns,
-            body=outcome.body,
-            status=outcome.status,
-            reason=outcome.reason,
-            error=outcome.error,
-            retry_after_ms=outcome.retry_after_ms,
-            phase_shift_ms=outcome.phase_shift_ms,
-            timing=Timing(outcome.queue_ms, outcome.inference_ms, server_ms, outcome.batch_size, outcome.replica),
-        )
-        self._transport.send(peer, frames)
-        if self._recorder is not None:
-            self._recorder.reply(now, o.model_id, frames)
-
-    def _schedule_wakeup(self) -> None:
-        at = self._engine.next_wakeup()
-        if at is None:
-            return  # an alarm that is set may ring for nothing, once
-        wakeup = self._wakeup
-        if wakeup is None:
-            wakeup = self._wakeup = Alarm(self._loop, self._woken)
-        # One that rings first looks again: cheaper than to set it for each request.
-        if wakeup.at is None or at < wakeup.at:
-            wakeup.set(at)
-
-    def _woken(self) -> None:
-        self._engine.advance(time.monotonic())
-        self._flush()
 
 
 def _by_name(models: Any) -> dict[str, Any]:

@@ -40,6 +40,9 @@ class Backend(Protocol):
     def dispatch(self, call: Call) -> None:
         """Sends a call to its replica. Never raises: trouble is told by `failed`."""
 
+    def flushed(self) -> None:
+        """A round of dispatching is over."""
+
     def abandon(self, call: Call) -> None:
         """Nobody waits for this call any more; the backend may cancel it."""
 

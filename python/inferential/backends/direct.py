@@ -70,6 +70,8 @@ class DirectPath:
         self._replicas: dict[str, _Peer] = {}
         self._awaited = 0  # calls that are not answered
         self._results: list[tuple[int, CallResult]] = []  # of this burst
+        self._sent = False  # calls, since it was last asked whether there is something to read
+        self._reading = False
         self._again: asyncio.Handle | None = None
         self._check: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -167,7 +169,12 @@ class DirectPath:
             peer.calls.discard(call.id)
             self._awaited -= 1
             self._events.failed(call.id, CallError(f"cannot reach replica {call.replica.id}: {e.strerror}"))
-        self._check_soon()
+        self._sent = True
+
+    def flushed(self) -> None:
+        """See Backend."""
+        if self._sent and not self._reading:
+            self._check_readable()
 
     def abandon(self, call: Call) -> None:
         """See Backend."""
@@ -202,6 +209,7 @@ class DirectPath:
             self._again = None
         socket = self._socket
         more = False
+        self._reading = True
         try:
             for _ in range(BURST):
                 routing_id = socket.recv(_NOBLOCK)
@@ -226,6 +234,7 @@ class DirectPath:
             if more:
                 self._again = self._loop.call_soon(self._readable)
             self._hand_over()
+            self._reading = False
             self._check_readable()
 
     def _hand_over(self) -> None:
@@ -243,6 +252,7 @@ class DirectPath:
         if self._check is not None:
             self._check.cancel()
             self._check = None
+        self._sent = False
         if self._again is None and link.readable(self._socket):
             self._again = self._loop.call_soon(self._readable)
 

@@ -10,7 +10,7 @@ import hmac
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import zmq
@@ -75,10 +75,13 @@ class Endpoint:
             ValueError: it is no endpoint.
         """
         try:
-            fields = json.loads(data)
-            return Endpoint(**{name: fields[name] for name in Endpoint.__slots__ if name in fields})
+            found = json.loads(data)
+            return Endpoint(**{name: found[name] for name in _ENDPOINT_FIELDS if name in found})
         except (KeyError, TypeError) as e:
             raise ValueError(f"no endpoint: {e}") from None
+
+
+_ENDPOINT_FIELDS = tuple(f.name for f in fields(Endpoint))
 
 
 def nonce() -> bytes:

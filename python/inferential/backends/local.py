@@ -110,13 +110,13 @@ class _Tasks:
         self._events = events
         self._server_loop = loop
         self._tasks: dict[int, asyncio.Task[None]] = {}  # touched on the model's loop only
-        self._thread: threading.Thread | None = None
+        self._runner_thread: threading.Thread | None = None
         if inline:
             self._loop = loop
         else:
             self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(target=self._run, name=f"model-{model.name}", daemon=True)
-            self._thread.start()
+            self._runner_thread = threading.Thread(target=self._run, name=f"model-{model.name}", daemon=True)
+            self._runner_thread.start()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -125,13 +125,13 @@ class _Tasks:
         self._loop.close()
 
     def _on_loop(self, function: Callable[..., object], *args: Any) -> None:
-        if self._thread is None:
+        if self._runner_thread is None:
             function(*args)
         else:
             self._loop.call_soon_threadsafe(function, *args)
 
     def _report(self, function: Callable[..., object], *args: Any) -> None:
-        if self._thread is None:
+        if self._runner_thread is None:
             function(*args)
         else:
             _call_soon(self._server_loop, function, *args)
@@ -177,13 +177,13 @@ class _Tasks:
     def _cancel_all(self) -> None:
         for task in list(self._tasks.values()):
             task.cancel()
-        if self._thread is not None:
+        if self._runner_thread is not None:
             self._loop.call_soon(self._loop.stop)  # after the tasks have seen their cancellation
 
     async def stop(self, timeout_s: float) -> None:
         self._on_loop(self._cancel_all)
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join, timeout_s)
+        if self._runner_thread is not None:
+            await asyncio.to_thread(self._runner_thread.join, timeout_s)
 
 
 class _Threads:
@@ -292,6 +292,9 @@ class LocalBackend:
     def dispatch(self, call: Call) -> None:
         """See Backend."""
         self._runners[call.model].dispatch(call)
+
+    def flushed(self) -> None:
+        """See Backend."""
 
     def abandon(self, call: Call) -> None:
         """See Backend."""

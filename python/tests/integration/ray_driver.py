@@ -118,6 +118,7 @@ class Driver:
         self.calls[call.id] = call
         self._waiters[call.id] = asyncio.get_running_loop().create_future()
         self.backend.dispatch(call)
+        self.backend.flushed()
         return call
 
     async def outcome(self, call: Call, timeout_s: float = WAIT_S) -> CallResult | CallError:

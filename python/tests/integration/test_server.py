@@ -509,7 +509,7 @@ def test_an_outbound_queue_is_bounded_in_bytes() -> None:
             peer.observe(latency_budget_ms=4000)
         eventually(lambda: server.metrics.get_stats("e2e_latency_ms").count == 300)
         assert server.metrics.get_stats("send_errors").count > 0
-        assert server._transport.waiting_replies <= 4
+        assert server._driver.transport.waiting_replies <= 4
 
 
 def test_a_client_that_leaves_is_forgotten_at_once_and_its_work_never_runs() -> None:
