@@ -57,7 +57,20 @@ class Kind(enum.IntEnum):
     CANCEL = 2
 
 
-class Status(enum.IntEnum):
+class _OpenEnum(enum.IntEnum):
+    """Numbers of the wire to which a later server may add: one unknown here is a member too, called UNKNOWN_<number>."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> _OpenEnum | None:
+        if not isinstance(value, int):
+            return None
+        member = int.__new__(cls, value)
+        member._name_ = f"UNKNOWN_{value}"
+        member._value_ = value
+        return member
+
+
+class Status(_OpenEnum):
     """How a request ended. Up to 1000: the server's word; above: known only to the SDK (never on the wire)."""
 
     OK = 0
@@ -76,7 +89,7 @@ class Status(enum.IntEnum):
     NOT_SENT = 1003
 
 
-class Reason(enum.IntEnum):
+class Reason(_OpenEnum):
     """Finer than Status."""
 
     NONE = 0

@@ -491,7 +491,7 @@ def encode_observation(observation: Observation, packed: Packed | None = None) -
 
 
 class Response:
-    """A validated ModelResponse with its payload frames. `status` and `reason` unknown here stay plain numbers.
+    """A validated ModelResponse with its payload frames. `status` and `reason` are plain numbers.
 
     Attributes:
         model_id, request_id, status: as in docs/protocol.md, section 4, as all the properties.

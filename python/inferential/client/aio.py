@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
-from inferential.client.connection import BaseConnection, BaseModel, deadline_after
+from inferential.client.base import BaseConnection, BaseModel
+from inferential.client.core import deadline_after
 from inferential.client.observation import Defaults, Encode, draft
 from inferential.client.options import Options
 from inferential.client.reply import PingResult, Reply, Sent
@@ -81,48 +82,48 @@ class AsyncConnection(BaseConnection):
         fallback: Fallback | None = None,
     ) -> AsyncModel:
         """A handle on a model; arguments and errors as Connection.model(). A fallback callback may be a coroutine function."""
-        self._session.check_open()
+        self._core.session.check_open()
         defaults = Defaults(
             model_id, latency_budget_ms, priority, 0.0 if step_ms is None else step_ms, slot, latest_only
         )
-        return AsyncModel(self, self._session.inbox(model_id), defaults, fallback)
+        return AsyncModel(self, self._core.session.inbox(model_id), defaults, fallback)
 
     @property
     def link_state(self) -> LinkState:
         """The link, as of now."""
         self._read_and_wake()
-        return self._session.link
+        return self._core.session.link
 
     async def wait_until_up(self, timeout_ms: float | None = None) -> bool:
         """As Connection.wait_until_up()."""
         deadline = deadline_after(timeout_ms, time.monotonic())
         self._attach()
         self._read_and_wake()
-        await self._until(lambda: self._session.link in (LinkState.UP, LinkState.CLOSED), deadline)
-        return self._session.link is LinkState.UP
+        await self._until(lambda: self._core.session.link in (LinkState.UP, LinkState.CLOSED), deadline)
+        return self._core.session.link is LinkState.UP
 
     @property
     def stats(self) -> Stats:
         """A copy of the counters, as of now."""
         self._read_and_wake()
-        return self._session.stats
+        return self._core.session.stats
 
     async def ping(self, timeout_ms: float = 1000.0) -> PingResult | None:
         """As Connection.ping(). Several may be under way."""
-        self._session.check_open()
+        self._core.session.check_open()
         self._attach()
         deadline = deadline_after(timeout_ms, time.monotonic())
         self._read_and_wake()
         await self._await_handshake(deadline)
-        self._session.check_open()
-        ping = self._send_ping()
+        self._core.session.check_open()
+        ping = self._core.send_ping()
         if ping is None:
             return None
         self._read_and_wake()
         try:
             await self._until(lambda: ping.ended, deadline)
         finally:
-            self._session.end_ping(ping)
+            self._core.session.end_ping(ping)
         return ping.result
 
     async def close(self) -> None:
@@ -131,12 +132,12 @@ class AsyncConnection(BaseConnection):
         Closing twice is no error. Replies that have arrived can still be taken.
         """
         self._detach()
-        if not self._shut():
+        if not self._core.shut():
             return
-        self._tell_link()
+        self._core.tell_link()
         self._wake()
         # Where this is the process's last connection, its last messages may still be leaving.
-        await asyncio.get_running_loop().run_in_executor(None, lambda: self._release(wait=True))
+        await asyncio.get_running_loop().run_in_executor(None, lambda: self._core.release(wait=True))
 
     async def __aenter__(self) -> AsyncConnection:
         self._attach()
@@ -150,15 +151,15 @@ class AsyncConnection(BaseConnection):
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # it may not have been constructed, or the interpreter ends
             self._detach()
-            if self._shut():
-                self._release(wait=False)
+            if self._core.shut():
+                self._core.release(wait=False)
 
     def _attach(self) -> None:
         """Has the running loop watch the sockets, where it doesn't yet."""
         loop = asyncio.get_running_loop()
-        if self._loop is loop or self._session.link is LinkState.CLOSED:
+        if self._loop is loop or self._core.session.link is LinkState.CLOSED:
             return
-        self._check_process()
+        self._core.check_process()
         if self._loop is not None and not self._loop.is_closed():
             raise ConcurrentWaitError(
                 "this AsyncConnection belongs to another event loop that still runs; use one connection per loop"
@@ -166,7 +167,7 @@ class AsyncConnection(BaseConnection):
         self._loop = loop
         self._waiters.clear()
         self._waiting_models.clear()
-        self._descriptors = self._socket.file_descriptors
+        self._descriptors = self._core.socket.file_descriptors
         for descriptor in self._descriptors:
             loop.add_reader(descriptor, self._read_and_wake)
         self._read_and_wake()
@@ -179,11 +180,11 @@ class AsyncConnection(BaseConnection):
                 loop.remove_reader(descriptor)
 
     def _read_and_wake(self) -> None:
-        if self._session.link is LinkState.CLOSED:
+        if self._core.session.link is LinkState.CLOSED:
             return
-        while self._socket.poll(0):
-            self._absorb(time.monotonic())
-        self._session.expire(time.monotonic())
+        while self._core.socket.poll(0):
+            self._core.absorb(time.monotonic())
+        self._core.session.expire(time.monotonic())
         self._wake()
 
     def _wake(self) -> None:
@@ -198,7 +199,7 @@ class AsyncConnection(BaseConnection):
             now = time.monotonic()
             if now >= until_s:
                 return
-            expiry = self._session.next_expiry()
+            expiry = self._core.session.next_expiry()
             wake_s = until_s if expiry is None else min(until_s, expiry)
             future: asyncio.Future[None] = loop.create_future()
             timer = None
@@ -211,15 +212,15 @@ class AsyncConnection(BaseConnection):
                 self._waiters.pop(future, None)
                 if timer is not None:
                     timer.cancel()
-            self._session.expire(time.monotonic())
+            self._core.session.expire(time.monotonic())
 
     async def _await_handshake(self, until_s: float) -> None:
         """Before a send: where it is the first and the link has never been up, waits for that, at most until then. What is sent
         meanwhile by other tasks waits with it."""
-        if self._session.link is LinkState.CONNECTING:
-            until_s = min(until_s, self._handshake_deadline(time.monotonic()))
-            await self._until(lambda: self._session.link is not LinkState.CONNECTING, until_s)
-            self._first_send_waited()
+        if self._core.session.link is LinkState.CONNECTING:
+            until_s = min(until_s, self._core.handshake_deadline(time.monotonic()))
+            await self._until(lambda: self._core.session.link is not LinkState.CONNECTING, until_s)
+            self._core.first_send_waited()
 
 
 class AsyncModel(BaseModel):
@@ -268,12 +269,12 @@ class AsyncModel(BaseModel):
             metadata=metadata,
             encode=encode,
         )
-        connection = self._connection
-        connection._session.check_open()
+        connection, core = self._connection, self._connection._core
+        core.session.check_open()
         connection._attach()
         connection._read_and_wake()
         await connection._await_handshake(math.inf)
-        sent = connection._send(self._inbox, d, connection._pack(d))
+        sent = core.send(self._inbox, d, core.pack(d))
         connection._read_and_wake()  # sending may have swallowed the sockets' signal
         return sent
 
@@ -284,7 +285,7 @@ class AsyncModel(BaseModel):
             ConcurrentWaitError: another task waits for this model's replies.
             ValueError: the timeout is no number of 0 or more.
         """
-        return await self._await(self._connection._session.result, timeout_ms, abandon=timeout_ms != 0)
+        return await self._await(self._connection._core.session.result, timeout_ms, abandon=timeout_ms != 0)
 
     async def next_reply(self, timeout_ms: float | None = 100.0) -> Reply | None:
         """As Model.next_reply(). Cancelled, it loses no reply.
@@ -293,7 +294,7 @@ class AsyncModel(BaseModel):
             ConcurrentWaitError: another task waits for this model's replies.
             ValueError: the timeout is no number of 0 or more.
         """
-        return await self._await(self._connection._session.next_reply, timeout_ms, abandon=False)
+        return await self._await(self._connection._core.session.next_reply, timeout_ms, abandon=False)
 
     async def act(self, timeout_ms: float = 100.0) -> Action:
         """As Model.act()."""
@@ -310,7 +311,7 @@ class AsyncModel(BaseModel):
         connection = self._connection
         connection._attach()
         connection._read_and_wake()
-        sent = connection._send_cancel(self._inbox, request_id)
+        sent = connection._core.send_cancel(self._inbox, request_id)
         connection._read_and_wake()
         return sent
 
@@ -341,7 +342,7 @@ class AsyncModel(BaseModel):
                     return verdict
                 if now >= deadline:
                     if abandon:
-                        connection._session.abandon(inbox)
+                        connection._core.session.abandon(inbox)
                         connection._wake()
                     return None
         finally:

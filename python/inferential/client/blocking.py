@@ -3,41 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import threading
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
-from inferential.client.connection import BaseConnection, BaseModel, deadline_after
+from inferential.client.base import BaseConnection, BaseModel
+from inferential.client.core import Turn, deadline_after
 from inferential.client.observation import Defaults, Encode, draft
 from inferential.client.options import Options
 from inferential.client.reply import PingResult, Reply, Sent
-from inferential.client.session import WAIT, Inbox, LinkState, Stats, Verdict
+from inferential.client.session import Inbox, LinkState, Stats
 from inferential.client.watchdog import Action, Fallback
 from inferential.errors import ConcurrentWaitError
-
-
-class Turn:
-    """Lets one thread in at a time; a second one is told and does not wait."""
-
-    __slots__ = ("_check_process", "_lock")
-
-    def __init__(self, check_process: Callable[[], None]) -> None:
-        self._lock = threading.Lock()
-        self._check_process = check_process
-
-    def __enter__(self) -> None:
-        self._check_process()
-        if not self._lock.acquire(blocking=False):
-            raise ConcurrentWaitError(
-                "another call on this connection is under way (another thread, or this one from within a callback); "
-                "use one connection per thread, or a lock of your own"
-            )
-
-    def __exit__(self, *exception: object) -> None:
-        self._lock.release()
 
 
 class Connection(BaseConnection):
@@ -96,7 +74,7 @@ class Connection(BaseConnection):
             zero_copy,
         )
         super().__init__(options, on_link)
-        self._turn = Turn(self._check_process)
+        self._turn = Turn(self._core)
 
     def model(
         self,
@@ -124,18 +102,18 @@ class Connection(BaseConnection):
             ObservationError: an argument is wrong.
             ConnectionClosedError: after close().
         """
-        self._session.check_open()
+        self._core.session.check_open()
         defaults = Defaults(
             model_id, latency_budget_ms, priority, 0.0 if step_ms is None else step_ms, slot, latest_only
         )
-        return Model(self, self._session.inbox(model_id), defaults, fallback)
+        return Model(self, self._core.session.inbox(model_id), defaults, fallback)
 
     @property
     def link_state(self) -> LinkState:
         """The link, as of now. Any thread may ask."""
         with contextlib.suppress(ConcurrentWaitError), self._turn:  # a call that runs keeps it up to date itself
-            self._read()
-        return self._session.link
+            self._core.read()
+        return self._core.session.link
 
     def wait_until_up(self, timeout_ms: float | None = None) -> bool:
         """Waits until the link is up. False where it is not after `timeout_ms` (None: as long as it takes), or closed.
@@ -145,16 +123,16 @@ class Connection(BaseConnection):
         """
         with self._turn:
             deadline = deadline_after(timeout_ms, time.monotonic())
-            self._read()
-            while self._session.link in (LinkState.CONNECTING, LinkState.DOWN) and time.monotonic() < deadline:
-                self._wait(deadline)
-            return self._session.link is LinkState.UP
+            self._core.read()
+            while self._core.session.link in (LinkState.CONNECTING, LinkState.DOWN) and time.monotonic() < deadline:
+                self._core.wait(deadline)
+            return self._core.session.link is LinkState.UP
 
     @property
     def stats(self) -> Stats:
         """A copy of the counters, as of now. Any thread may ask."""
         _ = self.link_state
-        return self._stats()
+        return self._core.session.stats
 
     def ping(self, timeout_ms: float = 1000.0) -> PingResult | None:
         """Asks the server whether it is there. It is a send as others are: the first waits for the link, within its timeout.
@@ -166,18 +144,18 @@ class Connection(BaseConnection):
             ConnectionClosedError, ConcurrentWaitError, ValueError (the timeout).
         """
         with self._turn:
-            self._session.check_open()
+            self._core.session.check_open()
             deadline = deadline_after(timeout_ms, time.monotonic())
-            self._read()
-            self._await_handshake(deadline)
-            ping = self._send_ping()
+            self._core.read()
+            self._core.await_handshake(deadline)
+            ping = self._core.send_ping()
             if ping is None:
                 return None
             try:
                 while not ping.ended and time.monotonic() < deadline:
-                    self._wait(deadline)
+                    self._core.wait(deadline)
             finally:
-                self._session.end_ping(ping)
+                self._core.session.end_ping(ping)
             return ping.result
 
     def close(self) -> None:
@@ -189,9 +167,9 @@ class Connection(BaseConnection):
             ConcurrentWaitError: another thread is in a call; end that one first.
         """
         with self._turn:
-            if self._shut():
-                self._release(wait=True)
-                self._tell_link()
+            if self._core.shut():
+                self._core.release(wait=True)
+                self._core.tell_link()
 
     def __enter__(self) -> Connection:
         return self
@@ -203,27 +181,8 @@ class Connection(BaseConnection):
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # it may not have been constructed, or the interpreter ends
-            if self._shut():
-                self._release(wait=False)
-
-    def _wait(self, until_s: float) -> None:
-        """Takes in something that has arrived; where there is nothing, waits for it until then."""
-        now = time.monotonic()
-        expiry = self._session.next_expiry()
-        if expiry is not None and expiry < until_s:
-            until_s = expiry
-        if self._socket.poll(max(0, math.ceil(min(until_s - now, 3600.0) * 1e3))):
-            self._absorb(time.monotonic())
-        self._looked_s = now = time.monotonic()
-        self._session.expire(now)
-
-    def _await_handshake(self, until_s: float) -> None:
-        """Before a send: where it is the first and the link has never been up, waits for that, at most until then."""
-        if self._session.link is LinkState.CONNECTING:
-            until_s = min(until_s, self._handshake_deadline(time.monotonic()))
-            while self._session.link is LinkState.CONNECTING and time.monotonic() < until_s:
-                self._wait(until_s)
-            self._first_send_waited()
+            if self._core.shut():
+                self._core.release(wait=False)
 
 
 class Model(BaseModel):
@@ -231,7 +190,8 @@ class Model(BaseModel):
 
     def __init__(self, connection: Connection, inbox: Inbox, defaults: Defaults, fallback: Fallback | None) -> None:
         super().__init__(inbox, defaults, fallback)
-        self._connection = connection
+        self._connection = connection  # which lives as long as its models
+        self._core, self._turn = connection._core, connection._turn
 
     def observe(
         self,
@@ -286,13 +246,8 @@ class Model(BaseModel):
             metadata=metadata,
             encode=encode,
         )
-        connection = self._connection
-        with connection._turn:
-            connection._session.check_open()
-            connection._look()
-            packed = connection._pack(d)
-            connection._await_handshake(math.inf)
-            return connection._send(self._inbox, d, packed)
+        with self._turn:
+            return self._core.observe(self._inbox, d)
 
     def get_result(self, timeout_ms: float | None = 100.0) -> Reply | None:
         """For control loops: the first OK reply that is newer than the last one given out for its slot.
@@ -307,8 +262,8 @@ class Model(BaseModel):
         Raises:
             ConcurrentWaitError, ValueError (the timeout).
         """
-        with self._connection._turn:
-            return self._await(self._connection._session.result, timeout_ms, abandon=timeout_ms != 0)
+        with self._turn:
+            return self._core.await_reply(self._core.session.result, self._inbox, timeout_ms, timeout_ms != 0)
 
     def next_reply(self, timeout_ms: float | None = 100.0) -> Reply | None:
         """For pipelines: the next terminal reply of any status, in order of arrival.
@@ -318,8 +273,8 @@ class Model(BaseModel):
         Raises:
             ConcurrentWaitError, ValueError (the timeout).
         """
-        with self._connection._turn:
-            return self._await(self._connection._session.next_reply, timeout_ms, abandon=False)
+        with self._turn:
+            return self._core.await_reply(self._core.session.next_reply, self._inbox, timeout_ms, False)
 
     def act(self, timeout_ms: float = 100.0) -> Action:
         """get_result with the declared fallback: always an action, at most `timeout_ms` later, and at once where no fresh answer can
@@ -342,36 +297,6 @@ class Model(BaseModel):
         Raises:
             ConcurrentWaitError.
         """
-        connection = self._connection
-        with connection._turn:
-            connection._read()
-            return connection._send_cancel(self._inbox, request_id)
-
-    def _await(
-        self, take: Callable[[Inbox, float], Verdict], timeout_ms: float | None, *, abandon: bool
-    ) -> Reply | None:
-        connection, inbox = self._connection, self._inbox
-        now = time.monotonic()
-        deadline = deadline_after(timeout_ms, now)
-        closed = connection._session.link is LinkState.CLOSED
-        if closed or inbox.replies:
-            # What has been read is handed out without another look at the sockets.
-            verdict = take(inbox, now)
-            if verdict is not WAIT:
-                return verdict
-            if closed:
-                return None
-        while True:
-            in_time = now < deadline
-            if in_time and inbox.outstanding and not inbox.replies:
-                connection._wait(deadline)
-            else:  # nothing to wait for, only news to read
-                connection._read()
-            now = time.monotonic()
-            verdict = take(inbox, now)
-            if verdict is not WAIT:
-                return verdict
-            if not in_time:
-                if abandon:
-                    connection._session.abandon(inbox)
-                return None
+        with self._turn:
+            self._core.read()
+            return self._core.send_cancel(self._inbox, request_id)

@@ -29,7 +29,7 @@ class Sent:
     """
 
     request_id: int
-    status: Status | int | None = None
+    status: Status | None = None
     error: str = ""
 
     def __bool__(self) -> bool:
@@ -64,8 +64,8 @@ class Reply(Mapping[str, Array]):
         model_id: the model asked.
         request_id: the request it ends.
         slot: the slot of that request.
-        status: a Status; a number where the server uses one that is unknown here (it counts as not OK).
-        reason: a Reason, finer than status; a number where it is unknown here.
+        status: how it ended; UNKNOWN_<number> where a later server uses one that is unknown here (it counts as not OK).
+        reason: finer than status.
         error: for people: what was wrong, where, what would be right.
         retry_after_ms: with REJECTED and UNAVAILABLE: a hint not to ask this model again before.
         local: whether this process made it and not the server.
@@ -99,9 +99,9 @@ class Reply(Mapping[str, Array]):
         model_id: str,
         request_id: int,
         slot: str,
-        status: Status | int,
+        status: Status,
         *,
-        reason: Reason | int = Reason.NONE,
+        reason: Reason = Reason.NONE,
         error: str = "",
         retry_after_ms: float = 0.0,
         observation_timestamp_ns: int = 0,

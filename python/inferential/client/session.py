@@ -25,8 +25,6 @@ logger = logging.getLogger("inferential.client")
 INBOX_REPLIES = 65_536
 _MAX_HOLD_OFF_MS = 24 * 3600 * 1e3  # a longer pause is no hint
 _SLOTS = 256  # of a model that are remembered before those that are not in use are forgotten
-_STATUSES: dict[int, Status] = {int(s): s for s in Status}
-_REASONS: dict[int, Reason] = {int(r): r for r in Reason}
 
 
 class LinkState(enum.Enum):
@@ -84,7 +82,7 @@ class Stats:
 class _HoldOff:
     until_s: float
     status: Status
-    reason: Reason | int
+    reason: Reason
     error: str
 
 
@@ -97,7 +95,7 @@ class Inbox:
     outstanding: OrderedDict[int, Pending] = field(default_factory=OrderedDict)  # in order of request_id
     delivered: dict[str, int] = field(default_factory=dict)  # slot -> greatest request_id given out by get_result
     hold_off: _HoldOff | None = None
-    last_status: Status | int | None = None
+    last_status: Status | None = None
     last_error: str = ""
     phase_shift_ms: float = 0.0
     most_slots: int = _SLOTS
@@ -315,7 +313,7 @@ class Session:
 
     def _answer(self, pending: Pending, response: Response, now: float) -> None:
         inbox = pending.inbox
-        status = _STATUSES.get(response.status, response.status)
+        status = Status.OK if response.status == 0 else Status(response.status)
         reply = Reply(
             inbox.model_id,
             pending.request_id,
@@ -332,11 +330,11 @@ class Session:
         else:
             self._stats.not_ok += 1
             reply.error = response.error
-            reply.reason = _REASONS.get(response.reason, response.reason)
+            reply.reason = Reason(response.reason)
             reply.retry_after_ms = wait_ms = response.retry_after_ms
             if self._hold_off and wait_ms > 0 and status in (Status.REJECTED, Status.UNAVAILABLE):
                 until_s = now + min(wait_ms, _MAX_HOLD_OFF_MS) / 1e3
-                inbox.hold_off = _HoldOff(until_s, Status(status), reply.reason, reply.error)
+                inbox.hold_off = _HoldOff(until_s, status, reply.reason, reply.error)
         shift_ms = response.phase_shift_ms
         if 0 < shift_ms < math.inf:
             inbox.phase_shift_ms = shift_ms

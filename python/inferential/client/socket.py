@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import zmq
@@ -23,6 +23,7 @@ _DOWN = int(zmq.EVENT_DISCONNECTED)
 _REFUSED = int(
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
+_EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
 _NOBLOCK = int(zmq.NOBLOCK)
 _MORE = int(zmq.SNDMORE | zmq.NOBLOCK)
@@ -136,15 +137,18 @@ class ClientSocket:
                     )
         return found
 
-    def messages(self) -> Iterator[list[Buffer]]:
-        """A message that poll() saw, payload frames uncopied. After link_events() found something: all that had arrived before."""
+    def next_message(self) -> list[Buffer] | None:
+        """A message that poll() saw, payload frames uncopied; then None. After link_events() found something: all that had arrived
+        before, one after the other.
+        """
         if self._message_news:
             self._message_news = False
-            yield self._message()
+            return self._message()
         if self._link_read:
+            if int(self._dealer.get(_EVENTS)) & _POLLIN:
+                return self._message()
             self._link_read = False
-            while int(self._dealer.get(zmq.EVENTS)) & _POLLIN:
-                yield self._message()
+        return None
 
     def _message(self) -> list[Buffer]:
         receive: Any = self._dealer.recv

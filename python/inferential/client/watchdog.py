@@ -90,7 +90,7 @@ class Action:
     age_ms: float
     steps_late: int
     reply: Reply | None
-    status: Status | int | None
+    status: Status | None
 
 
 class Watchdog:
@@ -114,7 +114,7 @@ class Watchdog:
         self._last = reply
         return self._action(reply, Source.FRESH, reply, Status.OK, now)
 
-    def fall_back(self, status: Status | int | None, now: float) -> Action:
+    def fall_back(self, status: Status | None, now: float) -> Action:
         """What was declared for this case."""
         last, fallback = self._last, self._fallback
         if isinstance(fallback, (Hold, Decay, Zero)):
@@ -134,7 +134,7 @@ class Watchdog:
         return Action(fallback(last, age_ms), Source.CALLBACK, 0.0, 0, last, status)
 
     def _action(
-        self, tensors: Mapping[str, Array], source: Source, reply: Reply | None, status: Status | int | None, now: float
+        self, tensors: Mapping[str, Array], source: Source, reply: Reply | None, status: Status | None, now: float
     ) -> Action:
         if reply is None:
             return Action(tensors, source, 0.0, 0, None, status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 
 import numpy as np
 import pytest
@@ -245,12 +246,28 @@ def test_what_cannot_be_read_is_counted_and_ends_nothing(client: Client, frames:
     assert client.next() is WAIT
 
 
-def test_unknown_status_and_reason_stay_numbers_and_are_not_ok(client: Client) -> None:
+@pytest.mark.parametrize("status", Status)
+def test_status_and_reason_are_members_that_have_a_name(client: Client, status: Status) -> None:
+    client.observe()
+    client.receive(1, status=status, reason=Reason.QUEUE_FULL)
+    found = client.expect(1, status)
+    assert found.status is status
+    assert found.reason is (Reason.NONE if found.ok else Reason.QUEUE_FULL)
+    client.observe()
+    client.receive(2, status=status)
+    client.result()
+    assert client.inbox.last_status is status
+
+
+def test_unknown_status_and_reason_are_members_and_not_ok(client: Client) -> None:
     client.observe()
     client.receive(1, status=77, reason=88)
     found = client.expect(1, 77)
     assert not found.ok
     assert found.reason == 88
+    assert isinstance(found.status, Status)
+    assert (found.status.name, found.reason.name) == ("UNKNOWN_77", "UNKNOWN_88")
+    assert pickle.loads(pickle.dumps(found.status)) == 77
     assert client.session.stats.not_ok == 1
     client.observe()
     client.receive(2, status=77)

@@ -1,0 +1,303 @@
+"""What connections are made of: session, socket, and how a request is put together; and the blocking connection's waits."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from inferential import wire
+from inferential.client.observation import Draft, is_number
+from inferential.client.options import Options
+from inferential.client.reply import Reply, Sent
+from inferential.client.session import WAIT, Inbox, LinkState, Ping, Session, Verdict
+from inferential.client.socket import ClientSocket
+from inferential.errors import ConcurrentWaitError, ConfigError, ConnectionClosedError, ObservationError
+from inferential.types import Body, Kind, Observation
+
+logger = logging.getLogger("inferential.client")
+
+_CONSTANTS = 64
+_LOOK_EVERY_S = 0.0001  # news of the link takes longer to come; a send that finds it broken looks at once
+
+
+class Turn:
+    """Lets one thread in at a time; a second one is told and does not wait."""
+
+    __slots__ = ("_core", "_lock")
+
+    def __init__(self, core: Core) -> None:
+        self._lock = threading.Lock()
+        self._core = core
+
+    def __enter__(self) -> None:
+        self._core.check_process()
+        if not self._lock.acquire(blocking=False):
+            raise ConcurrentWaitError(
+                "another call on this connection is under way (another thread, or this one from within a callback); "
+                "use one connection per thread, or a lock of your own"
+            )
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
+
+
+class Core:
+    """Session and socket of one connection, and all that both connections do with them. Methods wait only where they say so; these are
+    the blocking connection's.
+
+    Attributes:
+        options: the connection's settings.
+        session, socket: what it is made of.
+    """
+
+    def __init__(self, options: Options, on_link: Callable[[LinkState], None] | None) -> None:
+        if on_link is not None and not callable(on_link):
+            raise ConfigError(f"on_link is {on_link!r}; it must be a function that takes a LinkState")
+        self.options = options
+        self._on_link = on_link
+        self._pid = os.getpid()
+        self._first_send_until_s: float | None = None
+        self._looked_s = -math.inf
+        self._constants: dict[tuple[object, ...], bytes] = {}
+        self.session = Session(hold_off=options.hold_off, request_timeout_s=options.request_timeout_ms / 1e3)
+        self.socket = ClientSocket(options)
+
+    def check_process(self) -> None:
+        """Raises ConnectionClosedError in a forked child."""
+        if self._pid != os.getpid():
+            raise ConnectionClosedError(
+                "this connection was made before a fork, by the parent process; make a new one here"
+            )
+
+    def read(self) -> None:
+        """Takes in everything that has arrived, without waiting."""
+        now = time.monotonic()
+        if self.session.link is not LinkState.CLOSED:
+            while self.socket.poll(0):
+                now = time.monotonic()
+                self.absorb(now)
+        self._looked_s = now
+        self.session.expire(now)
+
+    def look(self) -> None:
+        """`read`, unless the sockets were looked at a moment ago: as often as a robot can act on it, not at every send of a burst."""
+        if time.monotonic() - self._looked_s >= _LOOK_EVERY_S:
+            self.read()
+
+    def absorb(self, now: float) -> None:
+        """Takes in one message that has arrived, or with news of the link everything."""
+        # Events are read first and acted on last: all frames that came before them are then seen before them.
+        events = self.socket.link_events()
+        receive = self.session.receive
+        next_message = self.socket.next_message
+        while (frames := next_message()) is not None:
+            receive(frames, time.monotonic())  # not `now`: one that comes meanwhile came later
+        for up in events:
+            if self.session.link_up() if up else self.session.link_down(now):
+                self.tell_link()
+
+    def tell_link(self) -> None:
+        """Calls on_link; what it raises is logged."""
+        if self._on_link is not None:
+            try:
+                self._on_link(self.session.link)
+            except Exception:
+                logger.exception("the on_link callback raised")
+
+    def handshake_deadline(self, now: float) -> float:
+        """Until when a send may wait for a link that has never been up; in the past for all but the first."""
+        if self._first_send_until_s is None:
+            self._first_send_until_s = now + self.options.connect_timeout_ms / 1e3
+        return self._first_send_until_s
+
+    def first_send_waited(self) -> None:
+        """No send waits from here on."""
+        self._first_send_until_s = 0.0
+
+    def pack(self, d: Draft) -> Body:
+        """Lays the tensors out and encodes them.
+
+        Raises:
+            ObservationError: they cannot be sent.
+        """
+        try:
+            packed = wire.pack(d.tensors, several_frames=self.session.several_frames, timestamps_ns=d.timestamps_ns)
+        except ObservationError:
+            raise
+        except (TypeError, ValueError) as e:
+            raise ObservationError(f"the tensors cannot be sent: {e}") from e
+        size = sum(map(len, packed.frames))
+        if size > self.options.max_message_bytes:
+            raise ObservationError(
+                f"the observation has {size} bytes, more than max_message_bytes ({self.options.max_message_bytes}); "
+                "send fewer or encoded images (encode='jpeg')"
+            )
+        return packed
+
+    def send(self, inbox: Inbox, d: Draft, packed: Body) -> Sent:
+        """Takes a request_id and transmits. Never waits."""
+        session = self.session
+        session.check_open()
+        timestamp_ns = time.time_ns() if d.timestamp_ns is None else d.timestamp_ns
+        try:
+            envelope = wire.encode_observation_again(
+                self._constant(inbox.model_id, d),
+                request_id=session.next_request_id,
+                timestamp_ns=timestamp_ns,
+                urgency=d.urgency,
+                steps_remaining=d.steps_remaining,
+                metadata=d.metadata,
+                tensors=packed.envelope,
+            )
+        except (TypeError, ValueError) as e:
+            raise ObservationError(f"the observation cannot be encoded: {e}") from e
+        sent = session.begin(inbox, d.slot, d.step_ms, timestamp_ns, time.monotonic())
+        if sent.status is not None:
+            return sent
+        try:
+            through = self.socket.transmit(envelope, packed.frames or (b"",))
+        except BaseException:
+            session.not_sent(sent.request_id, "the socket failed")
+            raise
+        if through:
+            return sent
+        sent = session.not_sent(sent.request_id, "the send queue is full")
+        self.read()  # either nobody is there any more, as the monitor then says, or the queue is full
+        return (
+            sent
+            if session.link is LinkState.UP
+            else Sent(sent.request_id, sent.status, "the link to the server is down")
+        )
+
+    def _constant(self, model_id: str, d: Draft) -> bytes:
+        """The fields of an envelope that seldom change from one observation to the next, encoded."""
+        key = (model_id, d.latency_budget_ms, d.priority, d.step_ms, d.slot, d.latest_only)
+        found = self._constants.get(key)
+        if found is None:
+            if len(self._constants) >= _CONSTANTS:  # a program that gives every observation a budget of its own
+                self._constants.clear()
+            found = self._constants[key] = wire.encode_observation(
+                Observation(
+                    self.options.client_id,
+                    self.options.client_type,
+                    model_id,
+                    latency_budget_ms=d.latency_budget_ms,
+                    priority=d.priority,
+                    step_ms=d.step_ms,
+                    slot=d.slot,
+                    latest_only=d.latest_only,
+                )
+            )
+        return found
+
+    def send_cancel(self, inbox: Inbox, request_id: int) -> bool:
+        """Whether a CANCEL was sent."""
+        return self.session.may_cancel(inbox, request_id) and self._send_control(Kind.CANCEL, request_id)
+
+    def send_ping(self) -> Ping | None:
+        """A ping that is on its way; None where there is nobody to answer."""
+        ping = self.session.begin_ping(time.monotonic())
+        if ping is not None and not self._send_control(Kind.PING, ping.request_id):
+            self.session.end_ping(ping)
+            return None
+        return ping
+
+    def _send_control(self, kind: Kind, request_id: int) -> bool:
+        o = self.options
+        observation = Observation(
+            o.client_id, o.client_type, "", request_id, kind=kind, timestamp_ns=time.time_ns(), priority=1
+        )
+        return self.socket.transmit(wire.encode_observation(observation), (b"",))
+
+    def shut(self) -> bool:
+        """Ends what is outstanding and closes the sockets. Returns whether it was open."""
+        if not self.session.close(time.monotonic()):
+            return False
+        if self._pid == os.getpid():
+            self.socket.close()
+        return True
+
+    def release(self, *, wait: bool) -> None:
+        """Gives back what the connections of this process share; see ClientSocket.release()."""
+        if self._pid == os.getpid():
+            self.socket.release(wait=wait)
+
+    # --- waiting: the blocking connection only ------------------------------------------------------------------------
+
+    def wait(self, until_s: float) -> None:
+        """Takes in something that has arrived; where there is nothing, waits for it until then."""
+        now = time.monotonic()
+        expiry = self.session.next_expiry()
+        if expiry is not None and expiry < until_s:
+            until_s = expiry
+        if self.socket.poll(max(0, math.ceil(min(until_s - now, 3600.0) * 1e3))):
+            self.absorb(time.monotonic())
+        self._looked_s = now = time.monotonic()
+        self.session.expire(now)
+
+    def await_handshake(self, until_s: float) -> None:
+        """Before a send: where it is the first and the link has never been up, waits for that, at most until then."""
+        if self.session.link is LinkState.CONNECTING:
+            until_s = min(until_s, self.handshake_deadline(time.monotonic()))
+            while self.session.link is LinkState.CONNECTING and time.monotonic() < until_s:
+                self.wait(until_s)
+            self.first_send_waited()
+
+    def observe(self, inbox: Inbox, d: Draft) -> Sent:
+        """Sends an observation; waits for the handshake where it is the first."""
+        self.session.check_open()
+        self.look()
+        packed = self.pack(d)
+        self.await_handshake(math.inf)
+        return self.send(inbox, d, packed)
+
+    def await_reply(
+        self, take: Callable[[Inbox, float], Verdict], inbox: Inbox, timeout_ms: Any, abandon: bool
+    ) -> Reply | None:
+        """Waits for what `take` (session.result or session.next_reply) hands out; None where there is nothing to wait for, or at the
+        time-out, which abandons what is outstanding where that was asked for.
+        """
+        now = time.monotonic()
+        deadline = deadline_after(timeout_ms, now)
+        closed = self.session.link is LinkState.CLOSED
+        if closed or inbox.replies:
+            # What has been read is handed out without another look at the sockets.
+            verdict = take(inbox, now)
+            if verdict is not WAIT:
+                return verdict
+            if closed:
+                return None
+        while True:
+            in_time = now < deadline
+            if in_time and inbox.outstanding and not inbox.replies:
+                self.wait(deadline)
+            else:  # nothing to wait for, only news to read
+                self.read()
+            now = time.monotonic()
+            verdict = take(inbox, now)
+            if verdict is not WAIT:
+                return verdict
+            if not in_time:
+                if abandon:
+                    self.session.abandon(inbox)
+                return None
+
+
+def deadline_after(timeout_ms: Any, now: float) -> float:
+    """When a wait that begins now ends: after so many ms, never with None.
+
+    Raises:
+        ValueError: the timeout is no number of 0 or more.
+    """
+    if timeout_ms is None:
+        return math.inf
+    if not (is_number(timeout_ms) and timeout_ms >= 0):  # NaN too
+        raise ValueError(
+            f"timeout_ms is {timeout_ms!r}; it must be 0 or more, or None to wait for as long as requests are outstanding"
+        )
+    return now + float(timeout_ms) / 1e3
