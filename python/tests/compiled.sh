@@ -13,4 +13,5 @@ cp -r "$here/../../docs" "$folder/"
 cd "$folder/python"
 "$python" -c 'from inferential.types import COMPILED; assert COMPILED, "the core of this installation is not compiled"'
 "$python" -m pytest -p no:cacheprovider tests/property tests/unit/engine tests/unit/scheduling tests/unit/client tests/unit/tracking \
-  tests/unit/test_{wire,assembler,metrics,simulator,model_call,replica}.py "$@"
+  tests/unit/backends tests/unit/test_{wire,assembler,metrics,simulator,model_call,replica}.py \
+  tests/integration/test_{server,client_live,client_server}.py "$@"
