@@ -97,7 +97,7 @@ class Driver:
     def received(self, peer: Peer, frames: list[zmq.Frame] | None, now: float) -> None:
         """See TransportEvents."""
         if frames is None:
-            self._metrics.record("observation_errors", 1, None, peer.client_id)
+            self._metrics.record("observation_errors", 1.0, None, peer.client_id)
             return
         clock = peer.clock
         if clock is None:
@@ -106,7 +106,7 @@ class Driver:
         try:
             assembly = assemble(frames, clock, now, max_message_bytes=self._max_message_bytes)
         except WireError as e:
-            record("observation_errors", 1, None, peer.client_id)
+            record("observation_errors", 1.0, None, peer.client_id)
             if e.request_id:
                 self._refuse(peer, e, now)
             return
@@ -120,7 +120,7 @@ class Driver:
             if assembly.spread_ms is not None:
                 record("tensor_spread_ms", assembly.spread_ms, None, client)
             if observation.model_id in self._backends:  # what clients make up is no label
-                record("payload_size_bytes", assembly.payload_bytes, observation.model_id, client)
+                record("payload_size_bytes", float(assembly.payload_bytes), observation.model_id, client)
             self._engine.submit(assembly.request(peer.routing_id, frames, now), now)
         elif observation.kind is Kind.PING:
             self._answer_ping(peer, observation, now)
@@ -133,7 +133,7 @@ class Driver:
 
     def disconnected(self, peer: Peer, reason: str) -> None:
         """See TransportEvents."""
-        self._metrics.record("client_disconnected", 1, None, peer.client_id)
+        self._metrics.record("client_disconnected", 1.0, None, peer.client_id)
         if peer.client_id is not None:
             left = self._sharing.pop(peer.client_id, 1) - 1
             if left > 0:
@@ -144,7 +144,7 @@ class Driver:
 
     def send_failed(self, peer: Peer, reason: str) -> None:
         """See TransportEvents."""
-        self._metrics.record("send_errors", 1, None, peer.client_id)
+        self._metrics.record("send_errors", 1.0, None, peer.client_id)
         logger.debug("a reply to client %s was not sent: %s", peer.client_id, reason)
 
     def _introduced(self, peer: Peer, client_id: str) -> None:
@@ -274,7 +274,7 @@ class Driver:
         self._schedule_wakeup()
         if transport.active_clients != self._clients:
             self._clients = transport.active_clients
-            self._metrics.record("active_clients", self._clients)
+            self._metrics.record("active_clients", float(self._clients))
         self._metrics.flush()
         if self.state == "draining" and not engine.pending:
             self.drained.set()
@@ -293,7 +293,7 @@ class Driver:
         o = request.observation
         peer = self.transport.peer(request.connection)
         if peer is None:
-            self._metrics.record("send_errors", 1, None, o.client_id)
+            self._metrics.record("send_errors", 1.0, None, o.client_id)
             return
         if not o.request_id and outcome.status is not Status.OK:
             return  # a v1 client would take it for a success

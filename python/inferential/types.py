@@ -1,4 +1,4 @@
-"""Values that all parts of the package share. No I/O, no clock, nothing beyond the standard library.
+"""Values that all parts of the package share. No I/O, no clock, nothing beyond the standard library and `errors`.
 
 Nothing changes a value once it is made. Those that are made for every message are not frozen, because making a frozen
 dataclass takes seven times as long.
@@ -7,9 +7,12 @@ dataclass takes seven times as long.
 from __future__ import annotations
 
 import enum
+import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
+
+from inferential.errors import ObservationError
 
 PROTOCOL_VERSION = 2
 
@@ -19,6 +22,11 @@ MAX_NAME_BYTES = 256  # of a client's id or type, a model's id, a slot
 
 Buffer: TypeAlias = Any  # anything with the buffer protocol: bytes, memoryview, numpy array, zmq.Frame
 """One payload frame."""
+
+
+def by_fields(value: Any) -> tuple[Any, ...]:
+    """A frozen dataclass's `__reduce__`: copied and pickled by what it is made of (mypyc would set its attributes, which it refuses)."""
+    return type(value), tuple(getattr(value, f.name) for f in fields(value))
 
 
 class DType(enum.IntEnum):
@@ -115,11 +123,42 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
-    """Bytes of a JPEG or PNG image and the shape (height, width, channels) it decodes to."""
+    """Bytes of a JPEG or PNG image and the shape (height, width, channels) it decodes to.
 
-    data: bytes
-    shape: tuple[int, int, int]
-    encoding: Encoding
+    Attributes:
+        data: bytes; made of anything that has a buffer.
+        shape: a tuple of three ints; made of any three whole numbers.
+        encoding: JPEG or PNG, or its number.
+
+    Raises:
+        ObservationError: a field is none of these.
+    """
+
+    # Any: what is compiled would else refuse what is converted here
+    data: Any
+    shape: Any
+    encoding: Any
+
+    def __post_init__(self) -> None:
+        if type(self.data) is not bytes:
+            try:
+                object.__setattr__(self, "data", memoryview(self.data).tobytes())
+            except (TypeError, ValueError):
+                raise ObservationError(f"data of an EncodedImage is a {type(self.data).__name__}, not bytes") from None
+        try:
+            height, width, channels = self.shape
+            shape = operator.index(height), operator.index(width), operator.index(channels)
+        except (TypeError, ValueError):
+            raise ObservationError(
+                f"shape of an EncodedImage is {self.shape!r}; it must be (height, width, channels)"
+            ) from None
+        object.__setattr__(self, "shape", shape)
+        if self.encoding not in (Encoding.JPEG, Encoding.PNG):
+            raise ObservationError(f"encoding of an EncodedImage is {self.encoding!r}; it must be JPEG or PNG")
+        object.__setattr__(self, "encoding", Encoding(self.encoding))
+
+    def __reduce__(self) -> Any:
+        return by_fields(self)
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import inspect
 import math
+import operator
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -68,6 +69,7 @@ class AsyncConnection(BaseConnection):
         self._descriptors: tuple[int, int] | None = None
         self._waiters: dict[asyncio.Future[None], Callable[[], bool]] = {}  # future -> whether it has waited enough
         self._waiting_models: set[str] = set()
+        self._reading = False
         super().__init__(options, on_link)
 
     def model(
@@ -117,9 +119,9 @@ class AsyncConnection(BaseConnection):
         await self._await_handshake(deadline)
         self._core.session.check_open()
         ping = self._core.send_ping()
+        self._read_and_wake()  # sending may have swallowed the sockets' signal, also where it failed
         if ping is None:
             return None
-        self._read_and_wake()
         try:
             await self._until(lambda: ping.ended, deadline)
         finally:
@@ -132,7 +134,7 @@ class AsyncConnection(BaseConnection):
         Closing twice is no error. Replies that have arrived can still be taken.
         """
         self._detach()
-        if not self._core.shut():
+        if not self._core.shut() or not self._core.in_its_process:  # a forked child has no running loop
             return
         self._core.tell_link()
         self._wake()
@@ -175,15 +177,22 @@ class AsyncConnection(BaseConnection):
     def _detach(self) -> None:
         loop, descriptors = self._loop, self._descriptors
         self._descriptors = None
+        if not self._core.in_its_process:
+            return  # what a fork inherits shares the parent's epoll: the parent would not hear of its replies
         if loop is not None and descriptors is not None and not loop.is_closed():
             for descriptor in descriptors:
                 loop.remove_reader(descriptor)
 
     def _read_and_wake(self) -> None:
-        if self._core.session.link is LinkState.CLOSED:
-            return
-        while self._core.socket.poll(0):
-            self._core.absorb(time.monotonic())
+        if self._core.session.link is LinkState.CLOSED or self._reading:
+            return  # on_link may ask for the link's state: what it would read belongs after what is being taken in
+        self._core.check_process()
+        self._reading = True
+        try:
+            while self._core.socket.poll(0):
+                self._core.absorb(time.monotonic())
+        finally:
+            self._reading = False
         self._core.session.expire(time.monotonic())
         self._wake()
 
@@ -274,9 +283,11 @@ class AsyncModel(BaseModel):
         connection._attach()
         connection._read_and_wake()
         await connection._await_handshake(math.inf)
-        sent = core.send(self._inbox, d, core.pack(d))
-        connection._read_and_wake()  # sending may have swallowed the sockets' signal
-        return sent
+        packed = core.pack(d)
+        try:
+            return core.send(self._inbox, d, packed)
+        finally:
+            connection._read_and_wake()  # sending may have swallowed the sockets' signal
 
     async def get_result(self, timeout_ms: float | None = 100.0) -> Reply | None:
         """As Model.get_result(). Cancelled, it abandons nothing.
@@ -285,7 +296,7 @@ class AsyncModel(BaseModel):
             ConcurrentWaitError: another task waits for this model's replies.
             ValueError: the timeout is no number of 0 or more.
         """
-        return await self._await(self._connection._core.session.result, timeout_ms, abandon=timeout_ms != 0)
+        return await self._await(self._connection._core.session.result, timeout_ms, abandon=True)
 
     async def next_reply(self, timeout_ms: float | None = 100.0) -> Reply | None:
         """As Model.next_reply(). Cancelled, it loses no reply.
@@ -308,10 +319,11 @@ class AsyncModel(BaseModel):
 
     async def cancel(self, request_id: int) -> bool:
         """As Model.cancel()."""
+        number = operator.index(request_id)  # numpy's integers too
         connection = self._connection
         connection._attach()
         connection._read_and_wake()
-        sent = connection._core.send_cancel(self._inbox, request_id)
+        sent = connection._core.send_cancel(self._inbox, number)
         connection._read_and_wake()
         return sent
 

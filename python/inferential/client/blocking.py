@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -263,7 +264,7 @@ class Model(BaseModel):
             ConcurrentWaitError, ValueError (the timeout).
         """
         with self._turn:
-            return self._core.await_reply(self._core.session.result, self._inbox, timeout_ms, timeout_ms != 0)
+            return self._core.await_reply(self._core.session.result, self._inbox, timeout_ms, abandon=True)
 
     def next_reply(self, timeout_ms: float | None = 100.0) -> Reply | None:
         """For pipelines: the next terminal reply of any status, in order of arrival.
@@ -295,8 +296,9 @@ class Model(BaseModel):
             whether that was sent: only for an outstanding request, and to a server known to speak v2; never after close().
 
         Raises:
-            ConcurrentWaitError.
+            ConcurrentWaitError; TypeError: the id is no integer.
         """
+        number = operator.index(request_id)  # numpy's integers too
         with self._turn:
             self._core.read()
-            return self._core.send_cancel(self._inbox, request_id)
+            return self._core.send_cancel(self._inbox, number)

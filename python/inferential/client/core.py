@@ -67,9 +67,14 @@ class Core:
         self.session = Session(hold_off=options.hold_off, request_timeout_s=options.request_timeout_ms / 1e3)
         self.socket = ClientSocket(options)
 
+    @property
+    def in_its_process(self) -> bool:
+        """Whether this is the process that made it, and no fork of that."""
+        return self._pid == os.getpid()
+
     def check_process(self) -> None:
         """Raises ConnectionClosedError in a forked child."""
-        if self._pid != os.getpid():
+        if not self.in_its_process:
             raise ConnectionClosedError(
                 "this connection was made before a fork, by the parent process; make a new one here"
             )
@@ -218,13 +223,13 @@ class Core:
         """Ends what is outstanding and closes the sockets. Returns whether it was open."""
         if not self.session.close(time.monotonic()):
             return False
-        if self._pid == os.getpid():
+        if self.in_its_process:
             self.socket.close()
         return True
 
     def release(self, *, wait: bool) -> None:
         """Gives back what the connections of this process share; see ClientSocket.release()."""
-        if self._pid == os.getpid():
+        if self.in_its_process:
             self.socket.release(wait=wait)
 
     # --- waiting: the blocking connection only ------------------------------------------------------------------------
@@ -260,9 +265,9 @@ class Core:
         self, take: Callable[[Inbox, float], Verdict], inbox: Inbox, timeout_ms: Any, abandon: bool
     ) -> Reply | None:
         """Waits for what `take` (session.result or session.next_reply) hands out; None where there is nothing to wait for, or at the
-        time-out, which abandons what is outstanding where that was asked for.
+        time-out, which abandons what is outstanding where that was asked for (0 only looks).
         """
-        now = time.monotonic()
+        started = now = time.monotonic()
         deadline = deadline_after(timeout_ms, now)
         closed = self.session.link is LinkState.CLOSED
         if closed or inbox.replies:
@@ -283,7 +288,7 @@ class Core:
             if verdict is not WAIT:
                 return verdict
             if not in_time:
-                if abandon:
+                if abandon and deadline > started:
                     self.session.abandon(inbox)
                 return None
 

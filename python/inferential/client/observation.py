@@ -36,11 +36,12 @@ class Defaults:
         check_name("model_id", self.model_id)
         if not self.model_id:
             raise ObservationError("model_id must not be empty")
-        check_number("latency_budget_ms", self.latency_budget_ms, 0.0, _MAX_FLOAT32)
-        check_priority(self.priority)
-        check_number("step_ms", self.step_ms, 0.0, _MAX_FLOAT32)
+        budget = check_number("latency_budget_ms", self.latency_budget_ms, 0.0, _MAX_FLOAT32)
+        object.__setattr__(self, "latency_budget_ms", budget)
+        object.__setattr__(self, "priority", check_priority(self.priority))
+        object.__setattr__(self, "step_ms", check_number("step_ms", self.step_ms, 0.0, _MAX_FLOAT32))
         check_name("slot", self.slot)
-        check_flag("latest_only", self.latest_only)
+        object.__setattr__(self, "latest_only", check_flag("latest_only", self.latest_only))
 
 
 @dataclass(slots=True)
@@ -94,7 +95,7 @@ def draft(
         defaults.slot if slot is None else check_name("slot", slot),
         defaults.latest_only if latest_only is None else check_flag("latest_only", latest_only),
         None if timestamp_ns is None else check_integer("timestamp_ns", timestamp_ns, 2**64 - 1),
-        timestamps_ns,
+        None,
     )
     for key, value in values.items():
         if isinstance(value, np.ndarray):
@@ -113,10 +114,11 @@ def draft(
         if key in d.tensors:
             raise ObservationError(f"{key!r} is the name of a tensor and of a metadata string; rename one")
     if timestamps_ns is not None:
+        d.timestamps_ns = measured = {}
         for key, value in timestamps_ns.items():
             if key not in d.tensors:
                 raise ObservationError(f"timestamps_ns names {key!r}, but the tensors are {_names(d.tensors)}")
-            check_integer(f"timestamps_ns[{key!r}]", value, 2**64 - 1)
+            measured[key] = check_integer(f"timestamps_ns[{key!r}]", value, 2**64 - 1)
     if encode is not None:
         _encode(d.tensors, encode)
     return d

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from inferential.types import Encoding, Reason, Status, TensorSpec, Timing
-from inferential.wire import Response, tensor_array
+from inferential.types import Encoding, Reason, Status, TensorSpec, Timing, by_fields
+from inferential.wire import Response, parse_response, tensor_array
 
 Array = npt.NDArray[Any]
 
@@ -35,6 +35,9 @@ class Sent:
     def __bool__(self) -> bool:
         return self.status != Status.NOT_SENT
 
+    def __reduce__(self) -> Any:
+        return by_fields(self)
+
 
 @dataclass(frozen=True, slots=True)
 class PingResult:
@@ -51,6 +54,9 @@ class PingResult:
     server: str = ""
     models: Mapping[str, bool] = field(default_factory=dict)
     protocol: int = 0
+
+    def __reduce__(self) -> Any:
+        return by_fields(self)
 
 
 class Reply(Mapping[str, Array]):
@@ -163,7 +169,7 @@ class Reply(Mapping[str, Array]):
         """From sending the observation to reading this reply; less `timing.server_ms` it is the network's and the client's share."""
         return (self.received_s - self.sent_s) * 1e3
 
-    def __getitem__(self, key: str) -> Array:
+    def __getitem__(self, key: Any) -> Array:
         """The array of that name, read-only.
 
         Raises:
@@ -203,6 +209,15 @@ class Reply(Mapping[str, Array]):
         error = f" {self.error!r}" if self.error else ""
         return f"<Reply {self.request_id} of {self.model_id!r}: {status}{error} {{{arrays}}} {self.age_ms:.1f} ms old>"
 
+    def __reduce__(self) -> Any:
+        # Frames of the socket stay here; what a copy or another process gets is their bytes.
+        told = {name: getattr(self, name) for name in _TOLD}
+        response = self._response
+        if response is None:
+            return _restored, (told, self.age_ms, None, [])
+        frames = [memoryview(frame).tobytes() for frame in response.frames]
+        return _restored, (told, self.age_ms, response._message.SerializeToString(), frames)
+
     def _read(self, spec: TensorSpec) -> Array:
         assert self._response is not None  # it holds the spec
         if spec.encoding is Encoding.RAW:
@@ -219,3 +234,25 @@ class Reply(Mapping[str, Array]):
             return f"no array {key!r}: the request ended {status}: {self.error}"
         held = ", ".join(map(repr, self._specs)) or "none"
         return f"no array {key!r} in the reply of model {self.model_id!r}; it holds {held}"
+
+
+_TOLD: tuple[str, ...] = (
+    "model_id",
+    "request_id",
+    "slot",
+    "status",
+    "reason",
+    "error",
+    "retry_after_ms",
+    "observation_timestamp_ns",
+    "step_ms",
+    "sent_s",
+    "received_s",
+)
+
+
+def _restored(told: dict[str, Any], age_ms: float, envelope: bytes | None, frames: list[bytes]) -> Reply:
+    """See Reply.__reduce__."""
+    reply = Reply(**told, response=None if envelope is None else parse_response(envelope, frames))
+    reply.age_ms = age_ms
+    return reply

@@ -75,10 +75,14 @@ class ClientSocket:
     def __init__(self, options: Options) -> None:
         self._zero_copy = options.zero_copy
         self._refusal_logged = False
-        self._link_news = False
+        self._message_news = self._link_news = self._link_read = False
         self._linger_ms = options.linger_ms
         context = _shared.acquire()
-        dealer = context.socket(zmq.DEALER)
+        try:
+            dealer = context.socket(zmq.DEALER)
+        except zmq.ZMQError:  # no more sockets
+            self.release(wait=False)
+            raise
         self._dealer = dealer
         # pyzmq's own send only looks for options that are never given here, which takes as long as sending.
         self._send: Any = super(zmq.Socket, dealer).send

@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from inferential.metrics.names import METRICS
 from inferential.metrics.prometheus import PrometheusExport
@@ -68,7 +68,7 @@ class MetricsCollector:
         self._queued += len(pending)
         self._queue.put(pending)
 
-    def get_stats(self, name: str, labels: Mapping[str, str] | None = None) -> Stats:
+    def get_stats(self, name: Any, labels: Mapping[Any, Any] | None = None) -> Stats:
         """Figures of a metric's last points, of those with these labels.
 
         Args:

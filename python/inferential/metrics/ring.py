@@ -23,7 +23,7 @@ class Ring:
         self.append = self._points.append
         """Adds a point; the oldest one goes where the ring is full."""
 
-    def select(self, model: str | None = None, client: str | None = None) -> npt.NDArray[np.float64]:
+    def select(self, model: object = None, client: object = None) -> npt.NDArray[np.float64]:
         """The values of the points with these labels (None: any), oldest first; a copy. O(size)."""
         points = self._points.copy()  # at once: the other thread goes on appending
         wanted = [v for v, m, c in points if (model is None or m == model) and (client is None or c == client)]

@@ -16,8 +16,8 @@ from inferential.scheduling.request import Request
 class Order(Protocol):
     """The waiting requests of one model (of one replica of it, with affinity) in the order in which they go."""
 
-    def push(self, request: Request) -> None:
-        """A request begins to wait. Its key, expiry and stream are set."""
+    def push(self, request: Request) -> object:
+        """A request begins to wait. Its key, expiry and stream are set. What it returns is ignored."""
 
     def first(self, contended: bool) -> Request | None:
         """The one that goes next; it stays. `contended`: not everything that waits can be in time."""
@@ -25,8 +25,10 @@ class Order(Protocol):
     def rivals(self, request: Request) -> int:
         """How many wait that are as important as this one or more, itself included: only for them may it be given up."""
 
-    def discard(self, request: Request, served: bool) -> None:
-        """A request that was pushed waits no more (`queued` is already False); `served`: because it went to a model."""
+    def discard(self, request: Request, served: bool) -> object:
+        """A request that was pushed waits no more (`queued` is already False); `served`: because it went to a model. What it returns
+        is ignored.
+        """
 
 
 class Batch(Protocol):
@@ -78,8 +80,10 @@ def register_scheduler(name: str, scheduler: type[Scheduler]) -> None:
     """Makes a strategy known by name (`scheduling.strategy`). Replaces one of the same name. Not thread-safe: call it at start.
 
     Raises:
-        ConfigError: it is no subclass of Scheduler.
+        ConfigError: it is no subclass of Scheduler, or its name is no string.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"a strategy's name is {name!r}; it must be a string")
     if not (inspect.isclass(scheduler) and issubclass(scheduler, Scheduler)):
         raise ConfigError(
             f"strategy {name!r} is {scheduler!r}; it must be a subclass of inferential.scheduling.Scheduler"

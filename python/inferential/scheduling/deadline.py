@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from bisect import bisect
 from operator import attrgetter
+from typing import Any
 
 from inferential.config.schema import SchedulingConfig
 from inferential.errors import ConfigError
@@ -145,13 +148,14 @@ class PriorityTiered(DeadlineAware):
 class BatchOptimized(DeadlineAware):
     """A batch leaves when it is full or its oldest request has waited `max_wait_ms`, not later."""
 
-    def __init__(self, config: SchedulingConfig, max_wait_ms: float = 10.0) -> None:
+    def __init__(self, config: SchedulingConfig, max_wait_ms: Any = 10.0) -> None:
         super().__init__(config)
-        if not (isinstance(max_wait_ms, int | float) and 0.0 <= max_wait_ms < float("inf")):
+        number = isinstance(max_wait_ms, numbers.Real) and not isinstance(max_wait_ms, bool)
+        if not (number and 0.0 <= max_wait_ms < math.inf):
             raise ConfigError(
                 f"scheduling.options: batch_optimized's max_wait_ms is {max_wait_ms!r}; it must be a number >= 0"
             )
-        self._max_wait_s = max_wait_ms / 1e3
+        self._max_wait_s = float(max_wait_ms) / 1e3
 
     def hold_until(self, batch: Batch, now: float) -> float:
         """See Scheduler."""

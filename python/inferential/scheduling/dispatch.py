@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, cast
 
 from inferential.config.schema import InferentialConfig
 from inferential.scheduling.base import Order
@@ -316,7 +317,7 @@ class Dispatcher:
             if len(requests) >= most:
                 break
             if judge:
-                rivals = order.rivals(request)
+                rivals = int(cast(Any, order).rivals(request))  # a user's order may count with numpy
                 need = min(most, len(requests) + rivals)
                 if keeps_up < need:
                     need = max(1, math.ceil(keeps_up - 1e-9))

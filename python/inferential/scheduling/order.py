@@ -9,10 +9,12 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from inferential.config.schema import SchedulingConfig
 from inferential.errors import ConfigError
 from inferential.scheduling.request import Request
+from inferential.types import by_fields
 
 logger = logging.getLogger("inferential.scheduling")
 
@@ -29,6 +31,9 @@ class Weights:
     def of(cls, config: SchedulingConfig) -> Weights:
         """From the settings."""
         return cls(config.urgency_weight_ms / 1e3, config.overdue_weight, config.overdue_cap_ms / 1e3)
+
+    def __reduce__(self) -> Any:
+        return by_fields(self)
 
 
 Policy = Callable[[Request, float, Weights], float]
@@ -57,14 +62,16 @@ def fifo(request: Request, overdue_s: float, weights: Weights) -> float:  # noqa
 _POLICIES: dict[str, Policy] = {"deadline": deadline, "expiry": expiry, "fifo": fifo}
 
 
-def register_policy(name: str, policy: Policy) -> None:
-    """Makes a policy known by name (`scheduling.policy`). Replaces one of the same name. Not thread-safe: call it at start.
+def register_policy(name: Any, policy: Any) -> None:
+    """Makes a Policy known by name (`scheduling.policy`). Replaces one of the same name. Not thread-safe: call it at start.
 
     Where it raises, or returns what is no finite number, the request goes by `deadline`; that is logged once.
 
     Raises:
-        ConfigError: it cannot be called.
+        ConfigError: it cannot be called, or its name is no string.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"a policy's name is {name!r}; it must be a string")
     if not callable(policy):
         raise ConfigError(f"policy {name!r} is {policy!r}; it must be a function of (request, overdue_s, weights)")
     failed = False

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from inferential.types import Body, Buffer, Observation, Reason, Status
+from inferential.types import Body, Buffer, Observation, Reason, Status, by_fields
 
 if TYPE_CHECKING:
     from inferential.tracking.clients import Stream
@@ -58,6 +58,9 @@ class Replica:
     max_batch_size: int = 1
     path: str = "local"
     """direct, handle or local."""
+
+    def __reduce__(self) -> Any:
+        return by_fields(self)
 
 
 @dataclass(slots=True, eq=False)

@@ -242,6 +242,21 @@ def test_a_timeout_abandons_and_a_late_reply_is_not_given_out(run: Run, server: 
     run(scenario)
 
 
+@pytest.mark.parametrize("number", [np.float64, np.float32, np.int64])
+def test_numbers_of_numpy_are_numbers(run: Run, server: RawServer, number: Callable[[float], Any]) -> None:
+    async def scenario(connect: Connect) -> None:
+        model = connect(server.address).model("policy", priority=np.int64(3), latency_budget_ms=number(60_000))
+        assert await model.observe(state=STATE)
+        assert await model.get_result(number(LONG_MS)) is not None
+        sent = await model.observe(state=STATE, timestamps_ns={"state": np.int64(5)})
+        assert await model.next_reply(number(LONG_MS)) is not None
+        assert await model.get_result(number(0)) is None
+        assert not await model.cancel(np.int64(sent.request_id))
+        assert server.received[-1].observation.priority == 3
+
+    run(scenario)
+
+
 def test_a_timeout_of_zero_only_looks_and_next_reply_abandons_nothing(run: Run, server: RawServer) -> None:
     server.answer = silent
 
@@ -709,6 +724,41 @@ def test_two_threads_on_one_connection_are_told(server: RawServer) -> None:
         server.stop()  # ends the wait
         waiting.join(WAIT_S)
         assert not waiting.is_alive()
+
+
+def test_the_child_of_a_fork_leaves_the_loop_of_its_parent_alone(server: RawServer) -> None:
+    """Both share one epoll instance: what the child takes out of it, the parent never hears of again."""
+    program = f"""
+import asyncio, os
+import numpy as np
+from inferential import AsyncConnection
+from inferential.errors import ConnectionClosedError
+
+async def round_trip(conn):
+    model = conn.model("policy")
+    assert await model.observe(x=np.zeros(7))
+    assert await model.get_result({LONG_MS}) is not None
+
+async def main():
+    conn = AsyncConnection({server.address!r}, "parent", connect_timeout_ms={LONG_MS}, request_timeout_ms={LONG_MS})
+    await round_trip(conn)
+    child = os.fork()
+    if child == 0:
+        try:
+            conn.link_state
+        except ConnectionClosedError as e:
+            assert "fork" in str(e)
+        else:
+            os._exit(1)
+        await conn.close()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    await round_trip(conn)
+    await conn.close()
+
+asyncio.run(main())
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 def test_the_link_callback_may_read_the_state_but_not_use_the_connection(server: RawServer) -> None:

@@ -18,7 +18,7 @@ NOT_IN_PURE = {"time", "asyncio", "zmq", "ray", "threading", "socket"}
 BELOW = {
     # a part: what of this package it may import (itself always)
     "errors": set(),
-    "types": set(),
+    "types": {"errors"},
     "config": {"errors", "types"},
     "images": {"errors", "types"},
     "wire": {"errors", "types", "images", "_proto"},

@@ -53,6 +53,17 @@ def test_wrong_names_are_told() -> None:
         MetricsCollector().get_stats("e2e")
     with pytest.raises(ValueError, match="no label 'robot'"):
         MetricsCollector().get_stats("queue_depth", labels={"robot": "x"})
+    with pytest.raises(ValueError, match="no metric 5; there are"):
+        MetricsCollector().get_stats(5)
+    with pytest.raises(ValueError, match="no label 5"):
+        MetricsCollector().get_stats("queue_depth", labels={5: "m"})
+
+
+def test_a_label_that_is_no_string_is_on_no_point() -> None:
+    metrics = MetricsCollector()
+    metrics.record("queue_depth", 1.0, "m")
+    assert metrics.get_stats("queue_depth", labels={"model": 5}).count == 0
+    assert metrics.get_stats("queue_depth", labels={"model": None}).count == 1
 
 
 @given(st.integers(1, 20), st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 60)), max_size=200))

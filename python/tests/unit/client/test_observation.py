@@ -149,7 +149,44 @@ def test_a_model_handle_is_checked_when_it_is_made(values: dict[str, Any]) -> No
         Defaults(**values)
 
 
+def test_numbers_of_numpy_are_kept_as_pythons() -> None:
+    given = Defaults("m", np.float32(30), np.int64(3), np.int64(20), latest_only=np.bool_(True))  # type: ignore[arg-type]
+    kept = (given.latency_budget_ms, given.priority, given.step_ms, given.latest_only)
+    assert kept == (30.0, 3, 20.0, True)
+    assert [type(value) for value in kept] == [float, int, float, bool]
+    assert type(Defaults("m", 30).latency_budget_ms) is float
+    measured = make(state=STATE, timestamps_ns={"state": np.int64(5)}).timestamps_ns
+    assert measured == {"state": 5}
+    assert type(measured["state"]) is int
+
+
 # --- images
+
+
+@pytest.mark.parametrize("data", [bytearray(b"xyz"), memoryview(b"xyz"), np.frombuffer(b"xyz", np.uint8)], ids=type)
+def test_an_image_made_by_hand_holds_plain_values(data: Any) -> None:
+    image = EncodedImage(data, [np.int64(8), 6, np.uint8(3)], 2)
+    assert image == EncodedImage(b"xyz", (8, 6, 3), Encoding.JPEG)
+    assert (type(image.data), type(image.shape), type(image.shape[0])) == (bytes, tuple, int)
+    assert image.encoding is Encoding.JPEG
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (("xyz", (8, 6, 3), Encoding.PNG), "data .* is a str, not bytes"),
+        ((5, (8, 6, 3), Encoding.PNG), "data .* is a int, not bytes"),
+        ((b"xyz", (8, 6), Encoding.PNG), r"shape .* is \(8, 6\)"),
+        ((b"xyz", (8, 6, 3.0), Encoding.PNG), "shape"),
+        ((b"xyz", None, Encoding.PNG), "shape .* is None"),
+        ((b"xyz", (8, 6, 3), "png"), "encoding .* is 'png'; it must be JPEG or PNG"),
+        ((b"xyz", (8, 6, 3), Encoding.RAW), "encoding"),
+    ],
+    ids=str,
+)
+def test_what_is_no_image(values: tuple[Any, Any, Any], says: str) -> None:
+    with pytest.raises(ObservationError, match=says):
+        EncodedImage(*values)
 
 
 def test_one_argument_encodes_every_image() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -10,9 +13,19 @@ import numpy as np
 import pytest
 
 from inferential import images, wire
-from inferential.client.reply import Reply, Sent
+from inferential.backends.local import local
+from inferential.client.reply import PingResult, Reply, Sent
 from inferential.errors import MissingDependencyError, WireError
-from inferential.types import EncodedImage, Status
+from inferential.scheduling.order import Weights
+from inferential.scheduling.request import Replica
+from inferential.types import EncodedImage, Encoding, Status
+
+
+def pickled(value: Any) -> Any:
+    return pickle.loads(pickle.dumps(value))
+
+
+COPIES = [copy.copy, copy.deepcopy, pickled]
 
 
 def make(
@@ -87,6 +100,57 @@ def test_an_image_is_decoded_when_asked_for() -> None:
     np.testing.assert_array_equal(found["camera"], picture)
     with pytest.raises(WireError, match="broken"):
         found["broken"]
+
+
+@pytest.mark.parametrize("key", [0, None, 2.5, ("a",)])
+def test_what_is_no_name_is_no_key(key: Any) -> None:
+    found = make({"a": np.zeros(2)})
+    with pytest.raises(KeyError, match="holds 'a'"):
+        found[key]
+    assert found.get(key, "nothing") == "nothing"
+    assert key not in found
+
+
+@pytest.mark.parametrize("copied", COPIES)
+def test_a_copy_holds_all_that_the_reply_does(copied: Callable[[Any], Any]) -> None:
+    tensors = {"a": np.arange(3), "big": np.zeros(30_000, np.float32), "none": np.zeros((0, 2), np.uint8)}
+    reply = make(tensors, metadata={"note": "x"})
+    reply.age_ms = 12.5
+    found = copied(reply)
+    assert list(found) == list(reply)
+    for key, tensor in tensors.items():
+        np.testing.assert_array_equal(found[key], tensor)
+    names = (name for name in dir(reply) if not name.startswith("_"))
+    told = [name for name in names if not callable(getattr(reply, name))]
+    assert {"status", "local", "age_ms", "metadata", "timing", "response_id"} <= set(told)
+    assert [getattr(found, name) for name in told] == [getattr(reply, name) for name in told]
+
+
+@pytest.mark.parametrize("copied", COPIES)
+def test_a_copy_of_a_reply_that_was_made_here(copied: Callable[[Any], Any]) -> None:
+    found = copied(Reply("policy", 3, "left", Status.TIMED_OUT, error="late", sent_s=1.0, received_s=2.0))
+    assert (found.request_id, found.slot, found.status, found.error) == (3, "left", Status.TIMED_OUT, "late")
+    assert (found.local, found.age_ms, len(found)) == (True, 1000.0, 0)
+    assert copied(Reply("policy", 3, "", Status(4321))).status.name == "UNKNOWN_4321"
+
+
+@pytest.mark.parametrize("copied", COPIES)
+@pytest.mark.parametrize(
+    "value",
+    [
+        Sent(3, Status.REJECTED, "busy"),
+        PingResult(1.5, "2.0.0", {"m": True}, 2),
+        EncodedImage(b"xyz", (8, 6, 3), Encoding.PNG),
+        local(len, max_batch_size=4),
+        Weights(0.5),
+        Replica("r", "m", 2),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_frozen_values_can_be_copied(value: Any, copied: Callable[[Any], Any]) -> None:
+    found = copied(value)
+    assert found == value
+    assert type(found) is type(value)
 
 
 def test_repr_names_what_matters() -> None:

@@ -1,5 +1,9 @@
 """Strategies by name, changed while running; what people ask the engine."""
 
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
 import pytest
 
 from inferential.errors import ConfigError
@@ -52,6 +56,9 @@ def test_unknown_names_and_options_say_what_there_is():
         Rig(scheduling__options={"x": 1})
     with pytest.raises(ConfigError, match="max_wait_ms is -1"):
         Rig(scheduling__strategy="batch_optimized", scheduling__options={"max_wait_ms": -1})
+    for wrong in ("5", None, True, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match=f"max_wait_ms is {wrong!r}; it must be a number >= 0"):
+            Rig(scheduling__strategy="batch_optimized", scheduling__options={"max_wait_ms": wrong})
     with pytest.raises(ConfigError, match=r"scheduling.policy: 'lifo' is unknown; known are .*deadline, expiry, fifo"):
         Rig(scheduling__policy="lifo")
 
@@ -95,6 +102,61 @@ def test_a_scheduler_of_ones_own():
     assert rig.drain_order(blocker) == sent[::-1]
 
 
+def test_what_an_order_of_ones_own_returns():
+    asked = []
+
+    class Fifo:
+        def __init__(self):
+            self.queue = []
+
+        def push(self, request):
+            self.queue.append(request)
+            return True
+
+        def first(self, contended):
+            return self.queue[0] if self.queue else None
+
+        def rivals(self, request):
+            asked.append(request)
+            return np.int64(len(self.queue))
+
+        def discard(self, request, served):
+            self.queue.remove(request)
+            return request
+
+    class Mine(Scheduler):
+        def order(self) -> Order:
+            return Fifo()
+
+    register_scheduler("mine", Mine)
+    rig = Rig(scheduling__strategy="mine", scheduling__early_refusal="predictive", model__call_ms=10.0)
+    blocker = rig.block()
+    sent = [rig.send(client=f"c{i}", budget=900.0) for i in range(4)]
+    assert rig.drain_order(blocker) == sent
+    assert asked
+
+
+@pytest.mark.parametrize("wait", [5, np.int64(5), np.float32(5), Fraction(5)])
+def test_a_wait_may_be_any_number(wait):
+    rig = Rig(
+        scheduling__strategy="batch_optimized",
+        scheduling__options={"max_wait_ms": wait},
+        replicas=[Replica("r", "m", 1, 4)],
+    )
+    rig.send()
+    assert not rig.wait(4.9)
+    assert len(rig.wait(0.2)) == 1
+
+
+@pytest.mark.parametrize("key", ["3.5", b"3.5", np.float32(3.5), Fraction(7, 2), Decimal("3.5")], ids=repr)
+def test_a_policy_may_return_what_becomes_a_number(key, caplog):
+    register_policy("mine", lambda request, overdue_s, weights: key)
+    rig = Rig(scheduling__policy="mine")
+    rig.block()
+    assert rig.send().key == 3.5
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(("strategy", "first"), [("deadline_aware", "urgent"), ("model_deadline", "turn")])
 def test_who_gets_a_shared_slot(strategy, first):
     rig = Rig(["turn", "urgent"], scheduling__strategy=strategy, scheduling__max_concurrent_dispatch=1)
@@ -132,6 +194,10 @@ def test_what_is_no_strategy_or_policy():
             register_scheduler("mine", wrong)
     with pytest.raises(ConfigError, match="'mine' is 5; it must be a function of"):
         register_policy("mine", 5)
+    with pytest.raises(ConfigError, match="a policy's name is None; it must be a string"):
+        register_policy(None, lambda request, overdue_s, weights: 0.0)
+    with pytest.raises(ConfigError, match="a strategy's name is None; it must be a string"):
+        register_scheduler(None, Scheduler)
 
 
 def test_explain_in_words():
