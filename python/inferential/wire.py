@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 
 from inferential import images
 from inferential._proto.inferential.v1 import inferential_pb2 as pb
-from inferential.errors import MissingDependencyError, ModelError, ObservationError, WireError
+from inferential.errors import MissingDependencyError, ModelError, ObservationError, WireError, describe
 from inferential.types import (
     MAX_NAME_BYTES,
     PROTOCOL_VERSION,
@@ -424,7 +424,7 @@ def parse_observation(envelope: Buffer, frame_sizes: Sequence[int]) -> Observati
         request_id,
         m.timestamp_ns,
         urgency,
-        m.priority,
+        min(m.priority, MAX_PRIORITY),
         m.steps_remaining if m.HasField("steps_remaining") else None,
         step,
         budget,
@@ -587,20 +587,22 @@ def encode_body(result: Any, *, several_frames: bool) -> Body:
         result = {"actions": result}
     arrays: dict[str, Any] = {}
     strings: dict[str, str] = {}
-    for key, value in result.items():
-        if not isinstance(key, str) or not key:
-            raise ModelError(f"the model returned the key {key!r}; keys are non-empty strings")
-        if isinstance(value, str):
-            strings[key] = value
-        else:
-            arrays[key] = value
     try:
+        for key, value in result.items():
+            if not isinstance(key, str) or not key:
+                raise ModelError(f"the model returned the key {key!r}; keys are non-empty strings")
+            if isinstance(value, str):
+                strings[key] = value
+            else:
+                arrays[key] = value
         # Small arrays are copied: a model may write to its own again before they are sent.
         body = pack(arrays, several_frames=several_frames)
         if strings:
             body.envelope += pb.ModelResponse(metadata=strings).SerializeToString()
-    except (ObservationError, ValueError, TypeError) as e:
-        raise ModelError(f"the model returned what is no result: {e}") from None
+    except ModelError:
+        raise
+    except Exception as e:  # asked for an array, an object of the model's own may raise anything
+        raise ModelError(f"the model returned what is no result: {describe(e)}") from None
     return body
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import bisect
 from itertools import pairwise
 
 from inferential.scheduling.batching import Quantile, reserve_limit, tight_budget
 from inferential.tracking.forecast import ArrivalRate
 
 _LIVE_S = 10.0  # for so long after its last request more of a level is expected
+_MOST_LEVELS = (
+    32  # that are reckoned with: those below have the limit of the last one, so that nobody can make a decision slow
+)
 
 
 class _Level:
@@ -51,7 +55,7 @@ class Levels:
         level = self._by_number.get(number)
         if level is None:
             level = self._by_number[number] = _Level(number)
-            self._sort()
+            bisect.insort(self._sorted, level, key=lambda level: level.number)
         level.arrived(budget_s, now)
 
     def better(self, number: int) -> bool:
@@ -74,18 +78,18 @@ class Levels:
         found: dict[int, int] = {}
         if len(levels) < 2:
             return found
-        if levels[0].seen_at < now - _LIVE_S or levels[-1].seen_at < now - _LIVE_S:
-            self._by_number = {level.number: level for level in levels if level.seen_at >= now - _LIVE_S}
-            self._sort()
-            levels = self._sorted
+        live_since = now - _LIVE_S
+        if any(level.seen_at < live_since for level in levels):
+            levels = self._sorted = [level for level in levels if level.seen_at >= live_since]
+            self._by_number = {level.number: level for level in levels}
         rate = burst = 0.0
-        for level, lower in pairwise(levels):
+        for i, (level, lower) in enumerate(pairwise(levels)):
+            if i >= _MOST_LEVELS:
+                found[lower.number] = most
+                continue
             rate += level.rate.at(now)
             burst += level.burst.value
             budget_s = level.budget.value
             most = reserve_limit(call_s, item_s, budget_s, spare_s + reserve * budget_s, rate, burst, most)
             found[lower.number] = most
         return found
-
-    def _sort(self) -> None:
-        self._sorted = sorted(self._by_number.values(), key=lambda level: level.number)

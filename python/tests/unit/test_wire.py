@@ -136,6 +136,11 @@ def test_at_most_256_tensors() -> None:
     assert refused(m).field == "tensors"
 
 
+@pytest.mark.parametrize(("sent", "counts_as"), [(0, 0), (1000, 1000), (1001, 1000), (2**32 - 1, 1000)])
+def test_priorities_over_1000_count_as_1000(sent: int, counts_as: int) -> None:
+    assert wire.parse_observation(message(priority=sent).SerializeToString(), []).priority == counts_as
+
+
 def test_what_is_no_protobuf() -> None:
     with pytest.raises(WireError, match="envelope"):
         wire.parse_observation(b"\xff" * 20, (0,))
@@ -317,6 +322,13 @@ def test_a_v1_client_is_written_nothing_of_v2() -> None:
     assert len(frames) == 3
 
 
+class Stubborn:
+    """Will not be an array, as a tensor that requires grad."""
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise RuntimeError("detach me first")
+
+
 @pytest.mark.parametrize(
     ("result", "word"),
     [
@@ -327,6 +339,7 @@ def test_a_v1_client_is_written_nothing_of_v2() -> None:
         (None, "returned None"),
         ({"x": [[1, 2], [3]]}, "no result"),
         ({"x": "\ud800"}, "no result"),
+        ({"x": Stubborn()}, "no result: RuntimeError: detach me first"),
         ({"\ud800": "x"}, "no result"),
     ],
 )

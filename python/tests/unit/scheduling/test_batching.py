@@ -5,7 +5,7 @@ import math
 import pytest
 
 from inferential.scheduling.batching import batch_limit, enough, fits, reserve_limit, tight_budget, worth_waiting
-from inferential.scheduling.levels import Levels
+from inferential.scheduling.levels import _LIVE_S, _MOST_LEVELS, Levels
 
 A, B = 0.010, 0.0005  # the simulated GPU: 10 ms + 0.5 ms per request
 
@@ -145,3 +145,29 @@ def test_a_single_odd_one_does_not_count():
     for i in range(64):
         budget.add(0.001 if i == 40 else 0.050)
     assert budget.value == 0.050
+
+
+def test_a_level_that_went_silent_limits_nobody() -> None:
+    levels, now = Levels(), 0.0
+    for number in (0, 1, 2):
+        for turn in range(20):
+            levels.arrived(number, 0.05, now + turn * 0.1)
+    assert set(levels.limits(2.0, 0.01, 0.0005, 0.001, 0.05, 64)) == {1, 2}
+    for turn in range(20):
+        levels.arrived(0, 0.05, 3 + _LIVE_S + turn * 0.1)
+        levels.arrived(2, 0.05, 3 + _LIVE_S + turn * 0.1)
+    without = Levels()
+    for turn in range(20):
+        without.arrived(0, 0.05, 3 + _LIVE_S + turn * 0.1)
+        without.arrived(2, 0.05, 3 + _LIVE_S + turn * 0.1)
+    found = levels.limits(5 + _LIVE_S, 0.01, 0.0005, 0.001, 0.05, 64)
+    assert set(found) == set(without.limits(5 + _LIVE_S, 0.01, 0.0005, 0.001, 0.05, 64)) == {2}
+
+
+def test_levels_beyond_those_that_are_reckoned_with_have_the_limit_of_the_last() -> None:
+    levels = Levels()
+    for number in range(_MOST_LEVELS + 10):
+        levels.arrived(number, 0.05, 0.0)
+    found = levels.limits(0.0, 0.01, 0.0005, 0.001, 0.05, 64)
+    assert list(found) == list(range(1, _MOST_LEVELS + 10))
+    assert len({found[number] for number in range(_MOST_LEVELS, _MOST_LEVELS + 10)}) == 1
