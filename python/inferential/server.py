@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import operator
 import signal
 import threading
 import time
@@ -84,13 +85,14 @@ class Server:
         self._config = config
         for name in set(config.models.known) - set(models):
             logger.warning("models.known.%s: this server has no such model; it has %s", name, ", ".join(models))
+        self._closing: asyncio.Task[None] | None = None
         self._export: PrometheusExport | None = None
         if config.metrics.prometheus_port is not None:
             self._export = PrometheusExport(client_label=config.metrics.prometheus_client_label)
         self.metrics = MetricsCollector(config.metrics.ring_size, self._export)
         self._models = tuple(models)
         self._backends: dict[str, Backend] = {}
-        self._make_backends(models, inline)
+        self._make_backends(models, bool(inline))
         self._engine: Engine | RecordingEngine = Engine(config, self._models, self.metrics)
         self._recorder: Recorder | None = None
         if record is not None:
@@ -164,7 +166,8 @@ class Server:
 
     def explain(self, client_id: str, request_id: int) -> list[dict[str, Any]]:
         """What was decided about a recent request and why, in order; empty where it is not known (any more). Any thread."""
-        return self._on_loop(lambda: self._engine.explain(client_id, request_id))
+        number = operator.index(request_id)  # numpy's integers too
+        return self._on_loop(lambda: self._engine.explain(str(client_id), number))
 
     def health(self) -> dict[str, Any]:
         """How the server, its models and their replicas are doing, as plain data (docs/operations.md). Any thread."""
@@ -284,9 +287,27 @@ class Server:
         logger.info("serving %s on %s", ", ".join(self._models), self.endpoint)
 
     async def stop(self) -> None:
-        """Drains for the grace period at most, answers what is left SHUTTING_DOWN, and closes everything."""
-        if self._driver.state != "running":
+        """Drains for the grace period at most, answers what is left SHUTTING_DOWN, and closes everything.
+
+        Whoever calls it while it is under way waits for the same end. Cancelled, it ends the grace period, closes everything all the
+        same, and then raises CancelledError: clients must get their answers, and threads and sockets must not stay.
+        """
+        if self._driver.state == "new":
             return
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close())
+        cancelled = False
+        while not self._closing.done():
+            try:
+                await asyncio.wait([self._closing])
+            except asyncio.CancelledError:
+                cancelled = True
+                self._driver.drained.set()
+        self._closing.result()
+        if cancelled:
+            raise asyncio.CancelledError
+
+    async def _close(self) -> None:
         self._driver.state = "draining"
         self._stopping.set()
         self._engine.drain(time.monotonic())
@@ -332,10 +353,8 @@ class Server:
         failure: list[BaseException] = []
 
         async def serve() -> None:
-            try:
-                await self.start()
-            finally:
-                started.set()
+            await self.start()
+            started.set()
             await self._stopping.wait()
             await self.stop()
 
@@ -344,11 +363,13 @@ class Server:
                 asyncio.run(serve())
             except BaseException as e:
                 failure.append(e)
+            finally:
+                started.set()
 
         thread = threading.Thread(target=main, name="inferential-server", daemon=True)
         thread.start()
         started.wait()
-        if failure or self._driver.state == "new":
+        if failure:
             thread.join()
             raise failure[0]
         try:

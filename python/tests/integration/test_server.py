@@ -616,6 +616,74 @@ def test_async_with() -> None:
     asyncio.run(main())
 
 
+def test_run_in_thread_runs_no_block_on_a_server_that_could_not_start() -> None:
+    taken = zmq.Context.instance().socket(zmq.ROUTER)
+    port = taken.bind_to_random_port("tcp://127.0.0.1")
+    ran = False
+    with (
+        pytest.raises(ConfigError, match=str(port)),
+        Server(bind=f"tcp://127.0.0.1:{port}", models={"echo": echo}).run_in_thread(),
+    ):
+        ran = True
+    taken.close(0)
+    assert not ran
+
+
+def test_a_stop_that_is_cancelled_still_answers_and_closes() -> None:
+    gate = Gate()
+    server = Server(bind=ANY, models={"gate": gate})
+
+    async def main() -> None:
+        running = asyncio.create_task(server.run())
+        await asyncio.to_thread(eventually, lambda: bool(server.endpoint))
+        with Connection(server.endpoint, "c") as connection:
+            model = connection.model("gate", latency_budget_ms=60_000.0)
+            await asyncio.to_thread(model.observe, x=np.ones(1))
+            await asyncio.to_thread(gate.wait_entered)
+            reading = asyncio.create_task(asyncio.to_thread(model.next_reply, WAIT_S * 1e3))
+            running.cancel()
+            await asyncio.to_thread(eventually, lambda: server.health()["state"] == "draining")
+            running.cancel()
+            again = asyncio.create_task(server.stop())
+            reply = await reading
+            assert reply is not None
+            assert reply.status is Status.SHUTTING_DOWN
+            gate.release.set()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            await again
+            assert server.health()["state"] == "stopped"
+
+    asyncio.run(main())
+
+
+def test_a_call_cancelled_before_it_began_frees_its_slot() -> None:
+    entered, release = threading.Event(), threading.Event()
+
+    async def model(obs: dict[str, Any]) -> dict[str, Any]:
+        if "block" in obs:  # as a model that computes: its loop can begin nothing else
+            entered.set()
+            assert release.wait(WAIT_S)
+        return {"actions": obs["x"]}
+
+    with (
+        Server(bind=ANY, models={"m": local(model, concurrency=2)}).run_in_thread() as server,
+        Connection(server.endpoint, "c") as connection,
+    ):
+        handle = connection.model("m", latency_budget_ms=60_000.0)
+        handle.observe(x=np.ones(1), block="yes")
+        assert entered.wait(WAIT_S)
+        sent = handle.observe(x=np.ones(1))
+        eventually(lambda: server.health()["models"]["m"]["in_flight"] == 2)
+        assert connection.ping(WAIT_S * 1e3) is not None
+        assert handle.cancel(np.int64(sent.request_id))  # type: ignore[arg-type]
+        reply = handle.next_reply(WAIT_S * 1e3)
+        assert reply is not None
+        assert reply.status is Status.CANCELLED
+        release.set()
+        eventually(lambda: server.health()["models"]["m"]["in_flight"] == 0)
+
+
 def test_bind_errors_say_what_is_wrong() -> None:
     with Server(models={"echo": echo}, bind=ANY).run_in_thread() as server:
         for bind, word in [
