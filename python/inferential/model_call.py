@@ -156,7 +156,7 @@ class ModelCall:
         self._wants_context = self._infer_context or self._batch_context
         self.batched = infer_batch is not None
         self._plain = infer is not None and not self._infer_context
-        self.is_async = any(_is_async(m) for m in (infer, infer_batch) if m is not None)
+        self.is_async = any(is_async(m) for m in (infer, infer_batch) if m is not None)
         self._logged_at = -INFINITY
 
     async def warm_up(self) -> None:
@@ -320,7 +320,8 @@ def _shapes(observation: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(sorted((k, v.dtype.str, v.shape) for k, v in observation.items() if isinstance(v, np.ndarray)))
 
 
-def _is_async(method: Callable[..., Any]) -> bool:
+def is_async(method: Any) -> bool:
+    """Whether to call it gives a coroutine."""
     return inspect.iscoroutinefunction(method) or inspect.iscoroutinefunction(getattr(method, "__call__", None))  # noqa: B004
 
 

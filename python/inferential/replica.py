@@ -30,6 +30,7 @@ import zmq.utils.monitor
 from inferential import wire
 from inferential.backends import cluster, link
 from inferential.backends.link import Endpoint, pb
+from inferential.errors import describe
 from inferential.model_call import Item, ModelCall, Prepared
 from inferential.scheduling.request import INFINITY, CallResult, ItemError
 from inferential.types import Body
@@ -720,5 +721,4 @@ class ReplicaLinks:
 
     def _encode_failure(self, job: _Job, error: BaseException) -> tuple[_Job, bytes, list[Any]]:
         logger.error("%s: a call failed", self._identity.replica, exc_info=error)
-        text = f"{type(error).__name__}: {error}"
-        return self._encode(job, CallResult([ItemError(text)] * len(job.call.items), 0.0))
+        return self._encode(job, CallResult([ItemError(describe(error))] * len(job.call.items), 0.0))

@@ -262,6 +262,7 @@ class Signature:
     """Whether it was decorated with inferential.serving.servable."""
     method: str
     takes_context: bool
+    is_async: bool
 
 
 def signature(app: Application, leaving: threading.Event) -> Signature | None:
@@ -294,13 +295,13 @@ def signature(app: Application, leaving: threading.Event) -> Signature | None:
     return Signature(*found)
 
 
-def _signature(route: bytes) -> tuple[bool, str, bool]:
+def _signature(route: bytes) -> tuple[bool, str, bool, bool]:
     import inspect
 
     from ray.serve._private.deployment_info import DeploymentInfo
     from ray.serve.generated.serve_pb2 import DeploymentRoute
 
-    from inferential.model_call import takes_context
+    from inferential.model_call import is_async, takes_context
 
     info = DeploymentInfo.from_proto(DeploymentRoute.FromString(route).deployment_info)
     target = info.replica_config.deployment_def
@@ -309,12 +310,13 @@ def _signature(route: bytes) -> tuple[bool, str, bool]:
 
         target = import_attr(target)
     if not inspect.isclass(target):
-        return False, "__call__", takes_context(target)
+        return False, "__call__", takes_context(target), is_async(target)
     name = "infer" if hasattr(target, "infer") else "__call__"
     method = inspect.getattr_static(target, name, None)
     # Looked up on the class, a method still has its `self`: bind it to nothing in particular.
     bound = method.__get__(object()) if hasattr(method, "__get__") else method
-    return bool(getattr(target, "__inferential_servable__", False)), name, callable(bound) and takes_context(bound)
+    servable = bool(getattr(target, "__inferential_servable__", False))
+    return servable, name, callable(bound) and takes_context(bound), is_async(bound)
 
 
 # --- a small shared store --------------------------------------------------------------------------------------------

@@ -105,8 +105,7 @@ class DirectPath:
         self._local = socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._loop.add_reader(socket.getsockopt(zmq.FD), self._readable)
         self._loop.add_reader(self._monitor.getsockopt(zmq.FD), self._monitor_readable)
-        self._loop.call_soon(self._readable)
-        self._loop.call_soon(self._monitor_readable)
+        self._check_soon()  # to ask for its address uses up the signal that somebody came meanwhile
         self._timer = self._loop.call_later(LOAD_INTERVAL_S, self._tell_load)
 
     def close(self) -> None:
@@ -233,9 +232,11 @@ class DirectPath:
         finally:
             if more:
                 self._again = self._loop.call_soon(self._readable)
-            self._hand_over()
-            self._reading = False
-            self._check_readable()
+            try:
+                self._hand_over()
+            finally:
+                self._reading = False
+                self._check_readable()
 
     def _hand_over(self) -> None:
         """Reports what a burst brought, all at once."""

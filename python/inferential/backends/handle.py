@@ -54,6 +54,7 @@ class _Model:
         self.app = app
         self.known = signature is not None
         self.takes_context = signature is not None and signature.takes_context
+        self.is_async = signature is not None and signature.is_async
         self.use(signature.method if signature is not None else "infer")
 
     def use(self, method: str) -> None:
@@ -78,6 +79,7 @@ class HandlePath:
         self._announced: dict[str, Replica] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._stopping = False
 
     def serves(self, model: str) -> bool:
         """Whether this path is open for a model."""
@@ -107,16 +109,23 @@ class HandlePath:
         """See Backend."""
         task = asyncio.get_running_loop().create_task(self._run(call))
         self._tasks[call.id] = task
-        task.add_done_callback(lambda _: self._tasks.pop(call.id, None))
+        task.add_done_callback(lambda task: self._ended(call.id, task))
+
+    def _ended(self, call_id: int, task: asyncio.Task[None]) -> None:
+        del self._tasks[call_id]
+        if task.cancelled() and not self._stopping:
+            self._events.failed(call_id, CallError("the call was cancelled", retryable=False))
 
     def abandon(self, call: Call) -> None:
-        """See Backend. Serve cancels the request, if it has not begun."""
+        """See Backend. Serve can stop an async model; one that is sync keeps its place in a replica until it is done."""
         task = self._tasks.get(call.id)
-        if task is not None:
+        model = self._models.get(call.model)
+        if task is not None and model is not None and model.is_async:
             task.cancel()
 
     async def stop(self) -> None:
         """Ends all calls; nobody is told."""
+        self._stopping = True
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()

@@ -150,9 +150,16 @@ def send(socket: Any, header: bytes, frames: Sequence[Buffer], to: bytes | None 
         return
     put(header, _FLAGS_MORE)
     last = len(frames) - 1
+    broken: zmq.Again | None = None
     for i, frame in enumerate(frames):
         copy = type(frame) is not zmq.Frame and size_bytes(frame) < COPIED_BYTES
-        put(frame, _FLAGS if i == last else _FLAGS_MORE, copy)
+        try:
+            put(frame, _FLAGS if i == last else _FLAGS_MORE, copy)
+        except zmq.Again as e:
+            # The link broke midway. To its last part ZMQ drops the message, and without that part it would drop the next one.
+            broken = e
+    if broken is not None:
+        raise broken
 
 
 def readable(socket: Any) -> bool:

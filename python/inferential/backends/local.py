@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import numbers
 import queue
 import threading
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from inferential.backends.base import BackendEvents
 from inferential.errors import ConfigError, describe
 from inferential.model_call import Item, ModelCall
 from inferential.scheduling.request import Call, CallError, CallResult, Replica
+from inferential.types import by_fields
 
 logger = logging.getLogger("inferential.local")
 
@@ -31,10 +33,11 @@ class LocalModel:
     max_batch_size: int | None = None
     concurrency: int | None = None
 
+    def __reduce__(self) -> Any:
+        return by_fields(self)
 
-def local(
-    model: Any, *, inline: bool = False, max_batch_size: int | None = None, concurrency: int | None = None
-) -> LocalModel:
+
+def local(model: Any, *, inline: Any = False, max_batch_size: Any = None, concurrency: Any = None) -> LocalModel:
     """Options for a model that runs in the server's process.
 
     Args:
@@ -46,12 +49,17 @@ def local(
             The setting `max_inflight` of the model bounds them too.
 
     Raises:
-        ConfigError: a number is out of range.
+        ConfigError: a number is none, or out of range.
     """
-    for name, value in (("max_batch_size", max_batch_size), ("concurrency", concurrency)):
-        if value is not None and value < 1:
-            raise ConfigError(f"local model: {name} is {value}, must be 1 or more")
-    return LocalModel(model, inline, max_batch_size, concurrency)
+    return LocalModel(model, bool(inline), _count("max_batch_size", max_batch_size), _count("concurrency", concurrency))
+
+
+def _count(name: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < 1:
+        raise ConfigError(f"local model: {name} is {value!r}, must be a whole number, 1 or more")
+    return int(value)
 
 
 class _Runner(Protocol):
@@ -102,6 +110,9 @@ class _Inline:
         """Nothing to free."""
 
 
+_WARM_UP = -1  # among the ids of calls
+
+
 class _Tasks:
     """An async model: tasks on a loop, the server's (inline) or one on a thread of its own."""
 
@@ -145,15 +156,12 @@ class _Tasks:
             else:
                 self._report(done, None)
 
-        self._on_loop(self._start, -1, run)
+        self._on_loop(self._start, _WARM_UP, run)
 
     def dispatch(self, call: Call) -> None:
         async def run() -> None:
             try:
                 result = await self._model.run_async(_items(call))
-            except asyncio.CancelledError:
-                self._report(self._events.failed, call.id, CallError("the call was cancelled", retryable=False))
-                raise
             except Exception as e:
                 logger.exception("call %d of model %r failed", call.id, call.model)
                 self._report(self._events.failed, call.id, _fault(e))
@@ -164,7 +172,13 @@ class _Tasks:
 
     def _start(self, key: int, run: Callable[[], Any]) -> None:
         task = self._tasks[key] = self._loop.create_task(run())
-        task.add_done_callback(lambda _: self._tasks.pop(key, None))
+        task.add_done_callback(lambda task: self._ended(key, task))
+
+    def _ended(self, key: int, task: asyncio.Task[None]) -> None:
+        del self._tasks[key]
+        # Told here, as a task that is cancelled before its first step runs none of its code.
+        if task.cancelled() and key != _WARM_UP:
+            self._report(self._events.failed, key, CallError("the call was cancelled", retryable=False))
 
     def abandon(self, call: Call) -> None:
         self._on_loop(self._cancel, call.id)
@@ -194,7 +208,7 @@ class _Threads:
         self._events = events
         self._loop = loop
         self._queue: queue.SimpleQueue[Call | Callable[[], None] | None] = queue.SimpleQueue()
-        self._abandoned: set[int] = set()
+        self._queued: set[int] = set()  # calls that are still wanted
         self._threads = [
             threading.Thread(target=self._run, name=f"model-{model.name}-{i}", daemon=True) for i in range(threads)
         ]
@@ -206,8 +220,9 @@ class _Threads:
             if not isinstance(job, Call):
                 job()
                 continue
-            if job.id in self._abandoned:
-                self._abandoned.discard(job.id)
+            try:
+                self._queued.remove(job.id)
+            except KeyError:
                 error = CallError("the call was cancelled", retryable=False)
                 _call_soon(self._loop, self._events.failed, job.id, error)
                 continue
@@ -218,7 +233,6 @@ class _Threads:
                 _call_soon(self._loop, self._events.failed, job.id, _fault(e))
             else:
                 _call_soon(self._loop, self._events.completed, job.id, result)
-            self._abandoned.discard(job.id)
 
     def warm_up(self, done: Callable[[Exception | None], None]) -> None:
         def run() -> None:
@@ -232,11 +246,12 @@ class _Threads:
         self._queue.put(run)
 
     def dispatch(self, call: Call) -> None:
+        self._queued.add(call.id)
         self._queue.put(call)
 
     def abandon(self, call: Call) -> None:
         # What runs cannot be stopped; what still waits for its thread is not begun.
-        self._abandoned.add(call.id)
+        self._queued.discard(call.id)
 
     async def stop(self, timeout_s: float) -> None:
         for _ in self._threads:
@@ -251,7 +266,7 @@ class _Threads:
 class LocalBackend:
     """See backends.base.Backend. Every model is one replica, `<name>/local`, with a slot for each concurrent call."""
 
-    def __init__(self, models: Mapping[str, Any], *, inline: bool = False) -> None:
+    def __init__(self, models: Mapping[str, Any], *, inline: Any = False) -> None:
         """
         Args:
             models: name -> LocalModel, or what `local` takes.
@@ -262,7 +277,7 @@ class LocalBackend:
         """
         self._models: dict[str, tuple[ModelCall, LocalModel]] = {}
         for name, model in models.items():
-            declared = model if isinstance(model, LocalModel) else LocalModel(model, inline)
+            declared = model if isinstance(model, LocalModel) else LocalModel(model, bool(inline))
             self._models[name] = ModelCall(declared.model, name), declared
         self._runners: dict[str, _Runner] = {}
 

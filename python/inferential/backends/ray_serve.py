@@ -18,6 +18,7 @@ from inferential.backends.cluster import Application, Signature
 from inferential.backends.direct import DirectPath
 from inferential.backends.handle import HandlePath
 from inferential.config.schema import InferentialConfig
+from inferential.errors import describe
 from inferential.scheduling.request import Call, CallError
 
 logger = logging.getLogger("inferential.ray")
@@ -78,8 +79,9 @@ class RayServeBackend:
         self._owns_ray = await self._in_thread(cluster.join_or_start, self._config.ray, stays_until=self._left)
         self._started = True
         if self._config.ray.direct_path:
-            self._direct = DirectPath(self._config, self._names, events)
-            self._direct.open()
+            direct = DirectPath(self._config, self._names, events)
+            direct.open()
+            self._direct = direct
             self._spawn(self._publish(self._direct))
         self._spawn(self._watch())
         for name, application in self._deploys.items():
@@ -157,10 +159,12 @@ class RayServeBackend:
         def end(result: T | None, error: BaseException | None) -> None:
             if stays_until is None:
                 self._idle += 1
-            if error is not None:
-                ended.set_exception(error)
-            else:
+            if error is None:
                 ended.set_result(result)  # type: ignore[arg-type]
+            elif isinstance(error, Exception) and not isinstance(error, StopIteration):
+                ended.set_exception(error)
+            else:  # what would end the loop, or what no future takes
+                ended.set_exception(RuntimeError(describe(error)))
 
         def step() -> None:
             result, error = None, None
@@ -182,7 +186,7 @@ class RayServeBackend:
         return await asyncio.shield(ended)  # who waits may be cancelled; the call goes on, and stop() waits for it
 
     def _work(self) -> None:
-        while (step := self._steps.get()) is not None:
+        while not self._left.is_set() and (step := self._steps.get()) is not None:
             step()
 
     # --- where replicas find this server ---

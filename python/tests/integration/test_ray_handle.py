@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 
+from inferential import AsyncConnection, Status
 from inferential.backends import cluster
 from inferential.scheduling.request import CallError, ItemError
 
 from .ray_driver import WAIT_S, driving
+from .ray_load import config, replicas, serving, until
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(240)]
 SMALL = {"num_cpus": 0.1}
@@ -166,3 +169,48 @@ def test_every_call_is_bounded(ray_session: None) -> None:
         asyncio.run(main())
     finally:
         serve.delete("hung-plain")
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_cancelled_call_of_an_async_model_ends_at_once_and_of_a_sync_one_with_the_model(is_async: bool) -> None:
+    from ray import serve
+
+    @serve.deployment(ray_actor_options=SMALL)
+    class Sync:
+        def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+            time.sleep(8.0)
+            return {"actions": obs["x"]}
+
+    @serve.deployment(ray_actor_options=SMALL)
+    class Async:
+        async def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+            await asyncio.sleep(3600.0)
+            return {"actions": obs["x"]}
+
+    name = f"cancelled-{'async' if is_async else 'sync'}"
+    serve.run((Async if is_async else Sync).bind(), name=name, route_prefix=None)
+
+    async def main() -> None:
+        async with serving(config([name]), [name]) as server:
+
+            def in_flight() -> Any:
+                return server.health()["models"][name]["in_flight"]
+
+            await until(lambda: replicas(server, name, "handle"))
+            async with AsyncConnection(server.endpoint, "robot") as connection:
+                model = connection.model(name, latency_budget_ms=3600_000.0)
+                sent = await model.observe(x=np.ones(1))
+                await until(lambda: in_flight() == 1)
+                assert await connection.ping(WAIT_S * 1e3) is not None
+                assert await model.cancel(sent.request_id)
+                reply = await model.next_reply(WAIT_S * 1e3)
+                assert reply is not None
+                assert reply.status is Status.CANCELLED
+                if not is_async:
+                    assert in_flight() == 1
+                await until(lambda: in_flight() == 0)
+
+    try:
+        asyncio.run(main())
+    finally:
+        serve.delete(name)
