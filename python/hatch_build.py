@@ -94,7 +94,7 @@ def _compile(root: Path, directory: Path) -> list[Path]:
     try:
         extensions = mypycify(
             ["--config-file", "mypyc.ini", f"--cache-dir={directory / 'mypy'}", *modules],
-            opt_level="3",
+            opt_level="1",
             debug_level="0",
             group_name="inferential",
             target_dir=str(directory / "c"),
