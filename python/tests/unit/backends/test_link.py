@@ -59,10 +59,18 @@ def test_a_message_whose_link_breaks_midway_swallows_none_of_the_next_link() -> 
         dealer = contexts[0].socket(zmq.DEALER)
         for option, value in ((zmq.IMMEDIATE, 1), (zmq.LINGER, 0), (zmq.RECONNECT_IVL, 10), (zmq.SNDTIMEO, 10_000)):
             dealer.setsockopt(option, value)
-        monitor = dealer.get_monitor_socket(zmq.EVENT_CONNECT_RETRIED)  # said once the link is given up
+        monitor = dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_CONNECT_RETRIED)
+
+        def until(event: int) -> None:
+            seen = None
+            while seen != event:
+                assert monitor.poll(10_000)
+                seen = int.from_bytes(monitor.recv_multipart()[0][:2], "little")
+
         first.bind(address)
         dealer.connect(address)
-        dealer.send(b"hello")  # waits for the link
+        until(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        dealer.send(b"hello")
 
         class Breaks:
             """The frames of a result; the link is gone when the first is to be sent."""
@@ -73,12 +81,13 @@ def test_a_message_whose_link_breaks_midway_swallows_none_of_the_next_link() -> 
             def __iter__(self) -> Iterator[Any]:
                 first.close(0)
                 contexts[1].term()
-                assert monitor.poll(10_000)
+                until(zmq.EVENT_CONNECT_RETRIED)  # said once the link is given up
                 return iter([bytes(100_000), bytes(100_000)])
 
         with contextlib.suppress(zmq.Again):  # nearly always: the socket may already know that it drops the rest
             link.send(dealer, b"result", Breaks())  # type: ignore[arg-type]
         second.bind(address)
+        until(zmq.EVENT_HANDSHAKE_SUCCEEDED)
         dealer.send(b"hello again")
         assert second.poll(10_000)
         assert second.recv_multipart()[1:] == [b"hello again"]
