@@ -173,7 +173,7 @@ class Engine:
             model.rate.arrived(arrival)
             model.forecast.arrived(cadence)
             model.tight_budget.add(budget)
-            model.levels.arrived(observation.priority, budget, arrival)
+            model.levels.arrived(request.level, budget, arrival)
         if model.phases is not None:
             model.phases.arrived(cadence, arrival)
 

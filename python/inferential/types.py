@@ -16,6 +16,9 @@ from inferential.errors import ObservationError
 
 PROTOCOL_VERSION = 2
 
+MAX_PRIORITY = 1000
+"""What SDKs send; the wire may hold more, which counts as this much."""
+
 COMPILED = not __file__.endswith(".py")
 """Whether this is a wheel in which the core is compiled (docs/adr/0005-compiled-core.md)."""
 MAX_NAME_BYTES = 256  # of a client's id or type, a model's id, a slot

@@ -41,7 +41,6 @@ LARGE_TENSOR_BYTES = 65_536  # from here on a tensor travels as a frame of its o
 MAX_DIMENSIONS = 32
 MAX_ARRAY_BYTES = 2**63 - 1
 MAX_TENSORS = 256
-MAX_PRIORITY = 1000  # what SDKs send; the wire may hold more, which counts as this much
 MAX_IMAGE_SIDE = 16_384
 
 _NUMPY_NAMES = {
@@ -424,7 +423,7 @@ def parse_observation(envelope: Buffer, frame_sizes: Sequence[int]) -> Observati
         request_id,
         m.timestamp_ns,
         urgency,
-        min(m.priority, MAX_PRIORITY),
+        m.priority,
         m.steps_remaining if m.HasField("steps_remaining") else None,
         step,
         budget,

@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from inferential.errors import ObservationError
-from inferential.types import MAX_NAME_BYTES, EncodedImage
-from inferential.wire import MAX_PRIORITY, MAX_TENSORS
+from inferential.types import MAX_NAME_BYTES, MAX_PRIORITY, EncodedImage
+from inferential.wire import MAX_TENSORS
 
 ImageFormat: TypeAlias = "str | tuple[str, int]"
 """`"jpeg"`, `"png"`, or `("jpeg", quality)`."""

@@ -66,7 +66,7 @@ class DeadlineOrder:
 
     def push(self, request: Request) -> None:
         """See Order."""
-        number = request.observation.priority
+        number = request.level
         level = self._by_number.get(number)
         if level is None:
             level = self._by_number[number] = _Level(number)
@@ -94,7 +94,7 @@ class DeadlineOrder:
 
     def rivals(self, request: Request) -> int:
         """See Order."""
-        number = request.observation.priority
+        number = request.level
         return sum(level.count for level in self._active if level.number <= number)
 
     def _earliest_level(self) -> _Level:
@@ -108,7 +108,7 @@ class DeadlineOrder:
 
     def discard(self, request: Request, served: bool) -> None:
         """See Order."""
-        number = request.observation.priority
+        number = request.level
         level = self._by_number[number]
         level.by_key.discard()
         if level.sharing:

@@ -161,7 +161,7 @@ class Dispatcher:
             if first is None and opening.order is not None:
                 first = opening.order.first(model.contended_until > now)
             if first is not None:
-                level = first.observation.priority if contended else 0
+                level = first.level if contended else 0
                 ranked.append((level, first.key, model.index, (model, opening)))
         if contended:
             levels = sorted({rank[0] for rank in ranked})
@@ -312,7 +312,7 @@ class Dispatcher:
             request = order.first(contended)
             if request is None:
                 break
-            level = request.observation.priority
+            level = request.level
             most = limits.get(level, limit)
             if len(requests) >= most:
                 break
@@ -348,7 +348,7 @@ class Dispatcher:
 def _owed(request: Request) -> float:
     """Turns that were due to a request's client and that it did not get."""
     stream = request.stream
-    return 0.0 if stream is None else stream.account(request.observation.priority).owed
+    return 0.0 if stream is None else stream.account(request.level).owed
 
 
 def _affine_opening(model: ModelState, now: float) -> _Opening | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from inferential.types import Body, Buffer, Observation, Reason, Status, by_fields
+from inferential.types import MAX_PRIORITY, Body, Buffer, Observation, Reason, Status, by_fields
 
 if TYPE_CHECKING:
     from inferential.tracking.clients import Stream
@@ -45,6 +45,11 @@ class Request:
     """The replica it waits for, where clients keep to one."""
     stream: Stream | None = None
     """What is known of its client at this model."""
+
+    @property
+    def level(self) -> int:
+        """Its priority as it counts: 0 (best) to MAX_PRIORITY."""
+        return min(self.observation.priority, MAX_PRIORITY)
 
 
 @dataclass(frozen=True, slots=True)

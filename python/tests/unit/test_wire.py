@@ -136,11 +136,6 @@ def test_at_most_256_tensors() -> None:
     assert refused(m).field == "tensors"
 
 
-@pytest.mark.parametrize(("sent", "counts_as"), [(0, 0), (1000, 1000), (1001, 1000), (2**32 - 1, 1000)])
-def test_priorities_over_1000_count_as_1000(sent: int, counts_as: int) -> None:
-    assert wire.parse_observation(message(priority=sent).SerializeToString(), []).priority == counts_as
-
-
 def test_what_is_no_protobuf() -> None:
     with pytest.raises(WireError, match="envelope"):
         wire.parse_observation(b"\xff" * 20, (0,))

@@ -42,6 +42,18 @@ def test_equal_ones_go_as_they_came(strategy):
     assert first_of(rig, blocker, *three) == three
 
 
+@pytest.mark.parametrize("strategy", ["deadline_aware", "priority_tiered"])
+def test_priorities_over_1000_count_as_1000(strategy):
+    rig = Rig(scheduling__strategy=strategy)
+    blocker = rig.block()
+    beyond = rig.send(client="a", priority=2**32 - 1)
+    rig.wait(0.1)
+    last = rig.send(client="b", priority=1000)
+    rig.wait(0.1)
+    better = rig.send(client="c", priority=999)
+    assert first_of(rig, blocker, beyond, last, better) == [better, beyond, last]
+
+
 def test_an_overdue_client_goes_before_an_equal_one_that_is_not():
     rig = Rig()
     for _ in range(10):  # both learn 10 ms
