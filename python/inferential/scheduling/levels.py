@@ -9,9 +9,8 @@ from inferential.scheduling.batching import Quantile, reserve_limit, tight_budge
 from inferential.tracking.forecast import ArrivalRate
 
 _LIVE_S = 10.0  # for so long after its last request more of a level is expected
-_MOST_LEVELS = (
-    32  # that are reckoned with: those below have the limit of the last one, so that nobody can make a decision slow
-)
+# Levels that are reckoned with. Those below have the limit of the last one, so that nobody can make a decision slow.
+_MOST_LEVELS = 32
 
 
 class _Level:
