@@ -22,6 +22,8 @@ READY_TIMEOUT_S = 180.0
 
 # A Ray that is started by ray.init() asks those who join it for its token; they only look for it when told to.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
+# Everybody's replicas run at the priority of all else. Ray's default of 15 would have them wait for the load generators.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 class Stand:

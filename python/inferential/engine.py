@@ -287,7 +287,7 @@ class Engine:
             request.attempt += 1
             self._record("dispatch_retries", 1.0, model.name, request.observation.client_id)
             if self._journal.on:
-                self._journal.note(self._now, request, "retry", (error.message,))
+                self._journal.retried(self._now, request, error.message)
             self._room.add(model, request)
         elif error.unavailable:
             self._unavailable(request, error.message)
@@ -515,8 +515,7 @@ class Engine:
         if outcome.status is Status.OK:
             self._record("e2e_latency_ms", e2e_ms, observation.model_id, observation.client_id)
         if self._journal.on:
-            values = (outcome.status, outcome.reason, outcome.error, e2e_ms)
-            self._journal.note(self._now, request, "outcome", values)
+            self._journal.ended(self._now, request, outcome.status, outcome.reason, outcome.error, e2e_ms)
 
     def _spread(self, outcome: Outcome) -> None:
         """Asks a client whose request had to wait for longer than a call, or was not served for its deadline, to come later in its

@@ -14,9 +14,11 @@ serve.run(Policy.bind(), name="policy")
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import inspect
 import logging
+import os
 import time
 import types
 from typing import Any, TypeVar, cast
@@ -102,6 +104,7 @@ class _Servable:
         self._inferential_links = links
         # This process is the replica's. Looking through all that Ray and the model have loaded for cycles would stop it for 100 ms.
         gc.freeze()
+        _normal_priority()
         links.start(lambda: _is_the_model(self))
 
     def record_autoscaling_stats(self) -> dict[str, float]:
@@ -129,6 +132,30 @@ class _Servable:
             result = theirs()
             if inspect.isawaitable(result):
                 await result
+
+
+def _normal_priority() -> None:
+    """Ends the low priority (niceness 15) that Ray gives its workers: whoever answers robots must not run behind all else (ADR 6).
+
+    Only once the model is loaded, which may take its time. Where that is not allowed the log says what to do.
+    """
+    niceness = os.getpriority(os.PRIO_PROCESS, 0)
+    if niceness <= 0:
+        return
+    try:
+        threads = [int(name) for name in os.listdir("/proc/self/task")]  # Linux: each has a niceness of its own
+    except OSError:
+        threads = [0]  # elsewhere: the process
+    try:
+        for thread in threads:
+            with contextlib.suppress(ProcessLookupError):  # it ended
+                os.setpriority(os.PRIO_PROCESS, thread, 0)
+    except PermissionError:
+        logger.warning(
+            "this replica runs at niceness %d, behind all else on its machine, which delays its answers; "
+            "start Ray's nodes with RAY_worker_niceness=0",
+            niceness,
+        )
 
 
 def _on_a_loop() -> bool:

@@ -35,6 +35,8 @@ _SERVE_ENVIRONMENT = {
     # Read by Ray itself when a process joins. Its own handler of SIGTERM would abort a server that is still starting; a crash
     # leaves a trace without it too, by Python's faulthandler, which Ray turns on.
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
+    # Read by an embedded Ray. Its default of 15 has replicas wait for all else on the machine (ADR 6).
+    "RAY_worker_niceness": "0",
 }
 
 

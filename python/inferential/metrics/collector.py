@@ -32,7 +32,6 @@ class MetricsCollector:
 
     def __init__(self, ring_size: int = 10_000, export: PrometheusExport | None = None) -> None:
         self._rings = {name: Ring(ring_size) for name in METRICS}
-        self._append = {name: ring.append for name, ring in self._rings.items()}
         self._export = export
         self._told = export is not None  # whether points go anywhere but into the rings
         self._handlers: list[Handler] = []
@@ -49,7 +48,7 @@ class MetricsCollector:
         Raises:
             KeyError: there is no metric of that name.
         """
-        self._append[name]((value, model, client))
+        self._rings[name].append(value, model, client)
         if self._told:
             if self._export is not None:
                 self._export.record(name, value, model, client)

@@ -2,44 +2,108 @@
 
 from __future__ import annotations
 
-import enum
-from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from inferential.scheduling.request import Request
-
-_VALUES = {
-    "dispatch": ("waited_ms", "batch_size", "replica", "queue_depth", "staged", "contended", "predicted_ms"),
-    "retry": ("error",),
-    "outcome": ("status", "reason", "error", "e2e_ms"),
-}
+from inferential.scheduling.request import Call, Request
+from inferential.types import Reason, Status
 
 
 class Journal:
-    """The last `size` decisions; 0: none are kept. Noting one costs a tuple."""
+    """The last `size` decisions; 0: none are kept.
 
-    __slots__ = ("_entries", "on")
+    In columns: tuples would be objects for the garbage collector to look through, and thousands of them every second stop the
+    server for milliseconds.
+    """
+
+    __slots__ = (
+        "_at", "_clients", "_contended", "_count", "_details", "_ends", "_errors", "_ms", "_numbers", "_queued", "_reasons", "_size",
+        "_sizes", "_staged", "on",
+    )  # fmt: skip
 
     def __init__(self, size: int) -> None:
-        self._entries: deque[tuple[float, str, int, str, tuple[Any, ...]]] = deque(maxlen=size)
+        self._size = size
+        self._count = 0
+        self._at = [0.0] * size
+        self._clients = [""] * size
+        self._numbers = [0] * size
+        self._details: list[Any] = [None] * size
+        """Of a dispatch its replica, of an outcome the status; a retry has nothing."""
+        self._ms = [0.0] * size
+        self._reasons: list[Any] = [None] * size
+        self._errors = [""] * size
+        # The call of a dispatch.
+        self._sizes = [0] * size
+        self._queued = [0] * size
+        self._staged = [False] * size
+        self._contended = [False] * size
+        self._ends = [0.0] * size
         self.on = size > 0
 
-    def note(self, now: float, request: Request, what: str, values: tuple[Any, ...]) -> None:
-        """Writes a decision down; `values` are those that `what` has (of a dispatch the last is its predicted end, in `now`'s time)."""
+    def dispatched(self, now: float, request: Request, call: Call, queued: int, contended: bool) -> None:
+        """A request leaves in a call; `queued`: how many waited."""
+        place = self._note(now, request, call.replica.id, (now - request.arrival) * 1e3)
+        self._sizes[place] = len(call.requests)
+        self._queued[place] = queued
+        self._staged[place] = call.staged
+        self._contended[place] = contended
+        self._ends[place] = call.ends_at
+
+    def retried(self, now: float, request: Request, error: str) -> None:
+        """A request failed and waits again."""
+        place = self._note(now, request, None, 0.0)
+        self._errors[place] = error
+
+    def ended(self, now: float, request: Request, status: Status, reason: Reason, error: str, e2e_ms: float) -> None:
+        """A request has its outcome."""
+        place = self._note(now, request, status, e2e_ms)
+        self._reasons[place] = reason
+        self._errors[place] = error
+
+    def _note(self, now: float, request: Request, details: Any, ms: float) -> int:
         observation = request.observation
-        self._entries.append((now, observation.client_id, observation.request_id, what, values))
+        place = self._count % self._size
+        self._count += 1
+        self._at[place] = now
+        self._clients[place] = observation.client_id
+        self._numbers[place] = observation.request_id
+        self._details[place] = details
+        self._ms[place] = ms
+        return place
 
     def of(self, client_id: str, request_id: int) -> list[dict[str, Any]]:
         """The decisions about a request, in order. Looks at all entries."""
         found: list[dict[str, Any]] = []
-        for at, client, number, what, values in self._entries:
-            if number == request_id and client == client_id:
-                entry = {"at": at, "decision": what, **dict(zip(_VALUES[what], map(_plain, values), strict=True))}
-                if what == "dispatch":
-                    entry["predicted_ms"] = (entry["predicted_ms"] - at) * 1e3
-                found.append(entry)
+        for number in range(max(0, self._count - self._size), self._count):
+            place = number % self._size
+            if self._numbers[place] == request_id and self._clients[place] == client_id:
+                found.append(self._entry(place))
         return found
+
+    def _entry(self, place: int) -> dict[str, Any]:
+        at, details = self._at[place], self._details[place]
+        if details is None:
+            return {"at": at, "decision": "retry", "error": self._errors[place]}
+        if isinstance(details, Status):
+            return {
+                "at": at,
+                "decision": "outcome",
+                "status": details.name,
+                "reason": self._reasons[place].name,
+                "error": self._errors[place],
+                "e2e_ms": self._ms[place],
+            }
+        return {
+            "at": at,
+            "decision": "dispatch",
+            "waited_ms": self._ms[place],
+            "batch_size": self._sizes[place],
+            "replica": details,
+            "queue_depth": self._queued[place],
+            "staged": self._staged[place],
+            "contended": self._contended[place],
+            "predicted_ms": (self._ends[place] - at) * 1e3,
+        }
 
 
 def describe(decision: Mapping[str, Any]) -> str:
@@ -66,8 +130,3 @@ def describe(decision: Mapping[str, Any]) -> str:
             return f"{decision['status']}{reason} {decision['e2e_ms']:.1f} ms after its arrival{why}"
         case other:
             return str(other)
-
-
-def _plain(value: Any) -> Any:
-    # An enum's name takes longer to get than all the rest of a note.
-    return value.name if isinstance(value, enum.Enum) else value

@@ -23,18 +23,21 @@ from .ray_driver import Driver, driving
 SMALL = {"num_cpus": 0.1}
 
 EMBEDDED = """
+import os
 from inferential.backends import cluster
 from inferential.config.schema import RayConfig
 import ray
 assert cluster.join_or_start(RayConfig(address="local", namespace="robots", num_cpus=3))
-print("got", ray.get_runtime_context().namespace, int(ray.cluster_resources()["CPU"]))
+niceness = ray.get(ray.remote(lambda: os.getpriority(os.PRIO_PROCESS, 0)).remote())
+print("got", ray.get_runtime_context().namespace, int(ray.cluster_resources()["CPU"]), niceness)
 """
 
 
 def test_embedded_ray() -> None:
-    """address="local" starts one of its own whatever runs here, with the namespace and num_cpus that were asked for."""
+    """address="local" starts one of its own whatever runs here, with the namespace and num_cpus that were asked for; its workers have
+    this process's priority."""
     result = subprocess.run([sys.executable, "-c", EMBEDDED], capture_output=True, text=True, timeout=110, check=False)
-    assert "got robots 3" in result.stdout, result.stderr
+    assert f"got robots 3 {os.getpriority(os.PRIO_PROCESS, 0)}" in result.stdout, result.stderr
 
 
 APPLICATION = """

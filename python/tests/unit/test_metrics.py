@@ -70,12 +70,36 @@ def test_a_label_that_is_no_string_is_on_no_point() -> None:
 def test_a_ring_keeps_the_last_points(size: int, points: list[tuple[int, int]]) -> None:
     ring = Ring(size)
     for value, client in points:
-        ring.append((float(value), "m", str(client)))
+        ring.append(float(value), "m", str(client))
     last = points[-size:]
     assert list(ring.select("m")) == [float(v) for v, _ in last]
     assert not len(ring.select("other"))
     for client in {c for _, c in points}:
         assert list(ring.select(client=str(client))) == [float(v) for v, c in last if c == client]
+
+
+def test_a_ring_is_read_while_it_is_written() -> None:
+    """No point is made of halves of two, whatever the other thread has overwritten meanwhile."""
+    ring = Ring(50)
+    end = threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not end.is_set():
+            number += 1
+            ring.append(float(number), "even" if number % 2 == 0 else "odd", None)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(2000):
+            even = ring.select("even")
+            assert not (even % 2).any()
+            assert len(even) <= 25
+            assert (np.diff(even) == 2).all()
+    finally:
+        end.set()
+        writer.join(WAIT_S)
 
 
 def test_callbacks_get_name_value_and_the_labels_there_are() -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 from ray import cloudpickle
 
+from inferential import serving
 from inferential.errors import ConfigError
 from inferential.serving import servable
 
@@ -91,3 +96,43 @@ def test_what_is_not_servable() -> None:
 
     with pytest.raises(ConfigError, match="neither infer, infer_batch nor __call__"):
         servable(Nothing)
+
+
+NICE = """
+import os, threading
+from inferential import serving
+end = threading.Event()
+threads = [threading.Thread(target=end.wait) for _ in range(2)]
+os.nice(15)
+for thread in threads: thread.start()
+serving._normal_priority()
+after = {os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in os.listdir("/proc/self/task")}
+end.set()
+print("threads", len(threads) + 1, "niceness", *after)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise a priority again")
+def test_a_replica_ends_the_low_priority_that_ray_gives_it() -> None:
+    result = subprocess.run([sys.executable, "-c", NICE], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.split() == ["threads", "3", "niceness", "0"], result.stderr
+
+
+def test_a_replica_that_may_not_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "getpriority", lambda *_: 15)
+    monkeypatch.setattr(os, "setpriority", refuse)
+    with caplog.at_level(logging.WARNING, "inferential.replica"):
+        serving._normal_priority()
+    assert "niceness 15" in caplog.text
+    assert "RAY_worker_niceness=0" in caplog.text
+
+
+def test_a_priority_that_was_raised_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getpriority", lambda *_: -5)
+    monkeypatch.setattr(os, "setpriority", lambda *_: pytest.fail("there is nothing to raise"))
+    serving._normal_priority()

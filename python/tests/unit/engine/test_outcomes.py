@@ -1,8 +1,13 @@
 """Every request ends once, and how."""
 
+import gc
+
 import pytest
 
-from inferential.types import Reason, Status
+from inferential.engine import Engine
+from inferential.metrics.collector import MetricsCollector
+from inferential.scheduling.request import CallResult, Request
+from inferential.types import Observation, Reason, Status
 from tests.unit.engine.rig import BODY, ItemError, Replica, Rig
 
 
@@ -301,3 +306,34 @@ def test_too_late_for_the_model_is_expired():
     rig.finish(call, 5.0, items=[ItemError("its deadline passed", expired=True)])
     assert rig.status(r) is Status.EXPIRED
     assert rig.numbers.of("requests_expired") == [1.0]
+
+
+def test_nothing_that_garbage_collection_looks_at_stays_of_a_request():
+    """Else collections grow with what the server remembers of past requests, and stop it for milliseconds (ADR 6)."""
+    rig = Rig(queue__max_requests=10, queue__overflow="reject_newest")
+    engine = Engine(rig.config, ["m"], MetricsCollector())
+    engine.replica_up(Replica("r", "m", 1), 1.0)
+
+    def serve(numbers):
+        """Half is answered, half refused."""
+        for number in numbers:
+            now = 1.0 + number * 1e-3
+            for i in range(20):
+                observation = Observation("c", "test", "m", request_id=20 * number + i + 1, latency_budget_ms=500.0)
+                engine.submit(Request(b"c", observation, (b"",), 100, now), now)
+            while calls := engine.take_calls():
+                for call in calls:
+                    engine.complete(call.id, CallResult([BODY] * len(call.requests), 0.0), now)
+            assert len(engine.take_outcomes()) == 20
+        assert engine.pending == 0
+
+    serve(range(20))
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(gc.get_objects())
+        serve(range(20, 120))
+        stayed = len(gc.get_objects()) - before
+    finally:
+        gc.enable()
+    assert stayed < 100, "of 2,000 requests"
