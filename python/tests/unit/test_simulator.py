@@ -71,7 +71,7 @@ def test_goodput_grows_past_saturation():
     assert rows[1]["goodput"] >= rows[0]["goodput"]
 
 
-@pytest.mark.parametrize(("arrivals", "rest"), [("periodic", 0.2), ("burst", 0.08)])
+@pytest.mark.parametrize(("arrivals", "rest"), [("periodic", 0.2), ("burst", 0.05)])
 def test_priority_0_with_less_time_than_the_others(arrivals, rest):
     """Of a burst of ten none is late, so calls of the others are short enough that one may come at any time."""
     first = Fleet(name="first", clients=10, priority=0, budget_ms=35.0, arrivals=arrivals)
