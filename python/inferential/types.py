@@ -7,6 +7,7 @@ dataclass takes seven times as long.
 from __future__ import annotations
 
 import enum
+import numbers
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -25,6 +26,11 @@ MAX_NAME_BYTES = 256  # of a client's id or type, a model's id, a slot
 
 Buffer: TypeAlias = Any  # anything with the buffer protocol: bytes, memoryview, numpy array, zmq.Frame
 """One payload frame."""
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a real number, Python's or numpy's; True and False are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def by_fields(value: Any) -> tuple[Any, ...]:

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 from inferential import wire
-from inferential.client.observation import Draft, is_number
+from inferential.client.observation import Draft
 from inferential.client.options import Options
 from inferential.client.reply import Reply, Sent
 from inferential.client.session import WAIT, Inbox, LinkState, Ping, Session, Verdict
 from inferential.client.socket import ClientSocket
 from inferential.errors import ConcurrentWaitError, ConfigError, ConnectionClosedError, ObservationError
-from inferential.types import Body, Kind, Observation
+from inferential.types import Body, Kind, Observation, is_number
 
 logger = logging.getLogger("inferential.client")
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from inferential.errors import ObservationError
-from inferential.types import MAX_NAME_BYTES, MAX_PRIORITY, EncodedImage
+from inferential.types import MAX_NAME_BYTES, MAX_PRIORITY, EncodedImage, is_number
 from inferential.wire import MAX_TENSORS
 
 ImageFormat: TypeAlias = "str | tuple[str, int]"
@@ -205,11 +205,6 @@ def _encoded(key: str, value: Any, how: ImageFormat) -> EncodedImage:
     except (ObservationError, TypeError, ValueError) as e:
         raise ObservationError(f"tensor {key!r}: {e}") from None
     raise ObservationError(f"encode for {key!r} is {how!r}; it is 'jpeg', 'png', ('jpeg', quality) or ('png', level)")
-
-
-def is_number(value: object) -> bool:
-    """Whether it is a real number, Python's or numpy's; True and False are none."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def check_number(name: str, value: Any, low: float, high: float) -> float:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from inferential.client.observation import is_number
+from inferential.types import is_number
 
 _LEAST_HZ, _MOST_HZ = 1e-3, 1e6
 

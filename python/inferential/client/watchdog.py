@@ -11,10 +11,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from inferential.client.observation import is_number
 from inferential.client.reply import Reply
 from inferential.errors import ObservationError
-from inferential.types import DType, Status
+from inferential.types import DType, Status, is_number
 from inferential.wire import wire_dtype
 
 Array = npt.NDArray[Any]

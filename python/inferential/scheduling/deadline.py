@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from bisect import bisect
 from operator import attrgetter
 from typing import Any
@@ -14,6 +13,7 @@ from inferential.scheduling.base import Batch, Order, Scheduler, register_schedu
 from inferential.scheduling.fairness import FairQueue, GuaranteedShare
 from inferential.scheduling.heap import LazyHeap
 from inferential.scheduling.request import Request
+from inferential.types import is_number
 
 _is_queued = attrgetter("queued")
 
@@ -150,8 +150,7 @@ class BatchOptimized(DeadlineAware):
 
     def __init__(self, config: SchedulingConfig, max_wait_ms: Any = 10.0) -> None:
         super().__init__(config)
-        number = isinstance(max_wait_ms, numbers.Real) and not isinstance(max_wait_ms, bool)
-        if not (number and 0.0 <= max_wait_ms < math.inf):
+        if not (is_number(max_wait_ms) and 0.0 <= max_wait_ms < math.inf):
             raise ConfigError(
                 f"scheduling.options: batch_optimized's max_wait_ms is {max_wait_ms!r}; it must be a number >= 0"
             )
