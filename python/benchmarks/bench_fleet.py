@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -38,6 +39,32 @@ PEER = "inferential 1.4.0"
 SERVE_BATCH = "@serve.batch, plain handle"
 
 Row = dict[str, Any]
+
+
+def held(by_count: dict[str, list[Row]]) -> list[int]:
+    """How many robots had GOAL in time and every answer, in each round."""
+    return [
+        int(count)
+        for count, rows in by_count.items()
+        if all(row.get("in_time_share", 0) >= GOAL and not row.get("unanswered") for row in rows)
+    ]
+
+
+def surroundings(ours: dict[str, list[Row]]) -> Row:
+    """What this machine adds to the model in this hour, for the simulator: measured at the most robots that had GOAL in time.
+    Milliseconds; nothing where none had.
+    """
+    found = held(ours)
+    if not found:
+        return {}
+    rows = ours[str(max(found))]
+    cycles = [row["cycle"] for row in rows]
+    return {
+        "robots": max(found),
+        "wire_ms": statistics.mean(row["wire_ms"] for row in rows),
+        "noise_ms": max(0.0, statistics.mean(c["model_ms"] - c["ideal_cycle_ms"] for c in cycles)),
+        "handover_ms": max(0.0, statistics.mean(c["cycle_ms"] - c["model_ms"] for c in cycles)),
+    }
 
 
 def main() -> int:
@@ -99,15 +126,17 @@ def main() -> int:
                     brief = {k: round(v, 4) for k, v in row.items() if isinstance(v, (int, float))} or row
                     print(f"{count} robots, {name}: {brief}", flush=True)
     for name, by_count in results.items():
-        held = [
-            int(count)
-            for count, rows in by_count.items()
-            if all(row.get("in_time_share", 0) >= GOAL and not row.get("unanswered") for row in rows)
-        ]
-        print(f"{name}: {max(held, default=0)} robots with at least {GOAL:.0%} in time")
+        print(f"{name}: {max(held(by_count), default=0)} robots with at least {GOAL:.0%} in time")
+    found = surroundings(results.get(OURS, {}))
+    machines, loop = scenario.machines, scenario.loop
+    if found:
+        machines = [m.model_copy(update={k: found[k] for k in ("noise_ms", "handover_ms")}) for m in machines]
+        loop = loop.model_copy(update={"wire_ms": found["wire_ms"]})
     simulated = simulate(
         scenario.model_copy(
             update={
+                "machines": machines,
+                "loop": loop,
                 "config": InferentialConfig.model_validate(args.config),
                 "loads": [float(count) for count in args.robots],
                 "duration_s": scenario.warm_up_s + args.seconds,
@@ -124,6 +153,7 @@ def main() -> int:
                 "machine": facts,
                 "settings": args.config,
                 "results": results,
+                "surroundings": found,
                 "simulated": {str(int(row["load"])): row for row in simulated},
             },
             indent=1,

@@ -219,8 +219,14 @@ def cycle_table(rows_by_count: dict[str, list[Row]]) -> list[str]:
     return lines
 
 
-def simulated_beside(live: dict[str, list[Row]], simulated: dict[str, Row]) -> list[str]:
+def simulated_beside(live: dict[str, list[Row]], simulated: dict[str, Row], surroundings: Row) -> list[str]:
     """The simulator's curve for the same robots and settings, and how far it is from the live one."""
+    told = ""
+    if surroundings:
+        told = (
+            "; told what this run had at {robots} robots: {wire_ms:.2f} ms on the wire, {noise_ms:.2f} ms of the model's excess, "
+            "{handover_ms:.2f} ms between calls"
+        ).format(**surroundings)
     both = sorted({int(count) for count in live} & {int(count) for count in simulated})
     shares = {count: median_of(live[str(count)], "in_time_share") for count in both}
     goodput = {count: median_of(live[str(count)], "goodput_per_second") for count in both}
@@ -232,7 +238,7 @@ def simulated_beside(live: dict[str, list[Row]], simulated: dict[str, Row]) -> l
         return []
     lines = [
         "",
-        "The simulator beside it, with the same settings and robots (`examples/scenarios/gpu.yaml`):",
+        f"The simulator beside it, with the same settings and robots (`examples/scenarios/gpu.yaml`){told}:",
         "",
         "| robots | of saturation | in time, live | simulated | difference, points | goodput/s, live | simulated |",
         "|--:|--:|--:|--:|--:|--:|--:|",
@@ -377,7 +383,7 @@ def render(section: str) -> str:
             "![goodput against robots](benchmarks/fleet.svg)",
             *fleet_verdicts(results),
         ]
-        return "\n".join([*lines, *cycle_table(mine), *simulated_beside(mine, simulated)])
+        return "\n".join([*lines, *cycle_table(mine), *simulated_beside(mine, simulated, data.get("surroundings", {}))])
     if section == "closed_loop":
         seconds = re.search(r"--seconds (\S+?)'", data["command"])
         return "\n".join([*lines, *closed_loop_table(results, f"{seconds[1]} s" if seconds else "")])

@@ -137,10 +137,11 @@ class _Servable:
 def _normal_priority() -> None:
     """Ends the low priority (niceness 15) that Ray gives its workers: whoever answers robots must not run behind all else (ADR 6).
 
-    Only once the model is loaded, which may take its time. Where that is not allowed the log says what to do.
+    Only once the model is loaded, which may take its time. Where that is not allowed the log says what to do, and where the user has
+    chosen a niceness it stands.
     """
     niceness = os.getpriority(os.PRIO_PROCESS, 0)
-    if niceness <= 0:
+    if niceness <= 0 or "RAY_worker_niceness" in os.environ:
         return
     try:
         threads = [int(name) for name in os.listdir("/proc/self/task")]  # Linux: each has a niceness of its own
@@ -149,7 +150,8 @@ def _normal_priority() -> None:
     try:
         for thread in threads:
             with contextlib.suppress(ProcessLookupError):  # it ended
-                os.setpriority(os.PRIO_PROCESS, thread, 0)
+                if os.getpriority(os.PRIO_PROCESS, thread) > 0:
+                    os.setpriority(os.PRIO_PROCESS, thread, 0)
     except PermissionError:
         logger.warning(
             "this replica runs at niceness %d, behind all else on its machine, which delays its answers; "

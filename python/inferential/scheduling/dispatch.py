@@ -20,8 +20,8 @@ from inferential.types import Reason, Status
 
 _CONFIDENT_CALLS = 8  # so many calls of a model must have been seen before one is staged on a prediction
 _RELAX_AFTER_S = 0.25
-# Of its budget: kept between what lower levels take and the deadline of a better one, for what the server does not see: the way back
-# to the client, and the wait there. On a busy machine 1 % of the best level came too late with a twentieth, 0.2 % with a tenth.
+# Of its budget: kept between what lower levels take and the deadline of a better one, for what the server does not see and cannot
+# predict: a reply's way where it is slow. On a busy machine 1 % of the best level came too late with a twentieth, 0.2 % with a tenth.
 _RESERVE = 0.1
 _MOST_OWED = 4.0  # turns; for a client that is owed so many a call may be half as large as for others
 _MOST_SPARE = 0.25  # of the budget: where times vary so much, larger batches bring more in time than safer ones

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 import threading
 import urllib.request
 from pathlib import Path
@@ -90,6 +91,8 @@ def test_a_ring_is_read_while_it_is_written() -> None:
             ring.append(float(number), "even" if number % 2 == 0 else "odd", None)
 
     writer = threading.Thread(target=write)
+    switch_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
     writer.start()
     try:
         for _ in range(2000):
@@ -98,6 +101,7 @@ def test_a_ring_is_read_while_it_is_written() -> None:
             assert len(even) <= 25
             assert (np.diff(even) == 2).all()
     finally:
+        sys.setswitchinterval(switch_s)
         end.set()
         writer.join(WAIT_S)
 
