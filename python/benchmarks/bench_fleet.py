@@ -2,7 +2,7 @@
 
 One simulated GPU behind Ray Serve (10 ms + 0.5 ms per item and call, one call at a time); robots observe 28 bytes at 10 Hz, open loop, with
 50 ms to be answered. This project, with the settings of examples/scenarios/gpu.yaml, against the released 1.4.0 and against @serve.batch
-behind a plain handle, in turns within one run; then the simulator with the same settings and robots. Writes DIR/fleet.json.
+behind a plain handle, one after the other in one run; then the simulator with the same settings and robots. Writes DIR/fleet.json.
 
 17 measurements by default, each its seconds plus about 8: with --seconds 30 some 12 minutes, with --seconds 10 some 6.
 """
@@ -94,30 +94,9 @@ def main() -> int:
         def ours(*more: str) -> Row:
             return fleet("--endpoint", endpoint, "--model", "gpu", *more)
 
-        competitors: dict[str, tuple[list[int], Callable[..., Row]]] = {
-            OURS: (args.robots, ours),
-            OURS_LEVELS: (args.overload, lambda *o: ours("--high-share", "0.1", *o)),
-        }
-        if args.peers_robots:
-            model = "gpu-one-by-one"
-            options = ["peer", "--address", address, "--models", model, "--max-inflight", "5"]
-            peer = start(Stand("stands", *options, python=PEER_PYTHON))["endpoint"]
-            competitors |= {
-                PEER: (
-                    args.peers_robots,
-                    lambda *o: fleet("--endpoint", peer, "--protocol", "1", "--model", model, *o),
-                ),
-                SERVE_BATCH: (
-                    args.peers_robots,
-                    lambda *o: fleet("--address", address, "--model", "gpu-serve-batch", *o),
-                ),
-            }
-        every = sorted({count for counts, _ in competitors.values() for count in counts})
-        for turn in range(args.rounds):
-            for count in every:
-                for name, (counts, run) in competitors.items():
-                    if count not in counts:
-                        continue
+        def compete(name: str, counts: list[int], run: Callable[..., Row]) -> None:
+            for turn in range(args.rounds):
+                for count in sorted(set(counts)):
                     try:
                         row = run("--clients", str(count), "--seed", str(turn))
                     except (RuntimeError, TimeoutError, subprocess.TimeoutExpired) as error:
@@ -125,6 +104,18 @@ def main() -> int:
                     results.setdefault(name, {}).setdefault(str(count), []).append(row)
                     brief = {k: round(v, 4) for k, v in row.items() if isinstance(v, (int, float))} or row
                     print(f"{count} robots, {name}: {brief}", flush=True)
+
+        # One after the other: what has collapsed goes on for minutes with what nobody waits for any more.
+        compete(OURS, args.robots, ours)
+        compete(OURS_LEVELS, args.overload, lambda *o: ours("--high-share", "0.1", *o))
+        if args.peers_robots:
+            behind_batch = ["--address", address, "--model", "gpu-serve-batch"]
+            compete(SERVE_BATCH, args.peers_robots, lambda *o: fleet(*behind_batch, *o))
+            model = "gpu-one-by-one"
+            options = ["peer", "--address", address, "--models", model, "--max-inflight", "5"]
+            peer = start(Stand("stands", *options, python=PEER_PYTHON))["endpoint"]
+            to_peer = ["--endpoint", peer, "--protocol", "1", "--model", model]
+            compete(PEER, args.peers_robots, lambda *o: fleet(*to_peer, *o))
     for name, by_count in results.items():
         print(f"{name}: {max(held(by_count), default=0)} robots with at least {GOAL:.0%} in time")
     found = surroundings(results.get(OURS, {}))
