@@ -111,7 +111,7 @@ soak: setup-python ## Ten minutes each with 10,000 idle and 1,000 busy clients; 
 sanitize: setup-cpp ## The C++ tests under the address and undefined behaviour sanitizers
 	@cpp/scripts/sanitize.sh
 lint-cpp: ## BUILD, MODULE.bazel and C++ formatting (installs npm and clang-format)
-	@scripts/apt-install.sh npm clang-format
+	@scripts/apt-install.sh $$(command -v npm >/dev/null || echo npm) clang-format
 	@cpp/scripts/lint.sh
 
 ##@ Everything

@@ -209,9 +209,9 @@ void Core::return_draft(std::unique_ptr<Draft> draft) noexcept {
 
 // ---- input
 
-void Core::pump(Time now) {
+void Core::pump(Time now, bool look) {
   if (closed_) return;
-  transport_.look();
+  if (look) transport_.look();
   link_events_.clear();
   while (const auto event = transport_.next_link_event()) link_events_.push_back(*event);
   while (auto received = transport_.receive(*pool_)) {
@@ -244,7 +244,7 @@ Session::Taken Core::await(Session::ModelIndex model, Session::Taken (Session::*
                            Time deadline) {
   for (;;) {
     const Time at = now();
-    pump(at);
+    pump(at, at >= deadline || !session_.awaits(model));  // else the wait below looks
     auto taken = (session_.*take)(model);
     if (taken.outcome != Session::Taken::Outcome::Wait || at >= deadline) return taken;
     wait(at, deadline);

@@ -63,8 +63,9 @@ class Core {
   std::unique_ptr<Draft> new_draft() const;
 
   Session& session() noexcept { return session_; }
-  /// Reads what has arrived: frames first, then link events, then what has become overdue.
-  void pump(Time now);
+  /// Reads what has arrived: frames first, then link events, then what has become overdue. Without `look`, only what
+  /// is known to be there: for callers that are to wait anyway, which looks as well.
+  void pump(Time now, bool look = true);
   Result<std::uint64_t> send(Draft& draft);
   bool cancel(Session::ModelIndex model, std::uint64_t request_id);
   Result<MessageRef> await_result(Session::ModelIndex model, double timeout_ms);

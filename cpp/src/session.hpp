@@ -74,6 +74,10 @@ class Session {
     Outcome outcome;
     detail::MessageRef message;  // of Reply and NotOk
   };
+  /// Whether either of the steps below is to wait, as far as is known.
+  bool awaits(ModelIndex model) const noexcept {
+    return models_[model].inbox.empty() && models_[model].outstanding > 0;
+  }
   /// One step of get_result; Wait where it must wait for something to arrive.
   Taken take_result(ModelIndex model);
   /// The end of get_result's wait: everything of the model outstanding ends TIMED_OUT.
