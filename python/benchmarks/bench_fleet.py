@@ -22,16 +22,16 @@ from typing import Any
 import yaml
 from bench import ROOT, machine
 from processes import HERE, PEER_PYTHON, PYTHON, Stand, measure
+from report import GOAL, robots_carried
 
 from inferential.config.schema import InferentialConfig
-from inferential.simulator import Variant, load_scenario, simulate
+from inferential.simulator import Scenario, Variant, load_scenario, simulate
 
 SCENARIO = ROOT / "python" / "examples" / "scenarios" / "gpu.yaml"
 ROBOTS = [8, 40, 80, 95, 105, 120, 160, 240]
 PEERS_ROBOTS = [8, 16, 40, 95]
 OVERLOAD = 240
 """Robots at twice what the GPU can do, a tenth of them at priority 0."""
-GOAL = 0.99
 
 OURS = "inferential 2.0.0"
 OURS_LEVELS = "inferential 2.0.0, a tenth at priority 0"
@@ -41,30 +41,28 @@ SERVE_BATCH = "@serve.batch, plain handle"
 Row = dict[str, Any]
 
 
-def held(by_count: dict[str, list[Row]]) -> list[int]:
-    """How many robots had GOAL in time and every answer, in each round."""
-    return [
-        int(count)
-        for count, rows in by_count.items()
-        if all(row.get("in_time_share", 0) >= GOAL and not row.get("unanswered") for row in rows)
-    ]
-
-
-def surroundings(ours: dict[str, list[Row]]) -> Row:
-    """What this machine adds to the model in this hour, for the simulator: measured at the most robots that had GOAL in time.
-    Milliseconds; nothing where none had.
-    """
-    found = held(ours)
-    if not found:
+def surroundings(rows: list[Row]) -> Row:
+    """What this machine added to the model at one load, for the simulator, which has none: means, milliseconds."""
+    cycles = [row["cycle"] for row in rows if row.get("cycle")]
+    wire_ms = [row["wire_ms"] for row in rows if "wire_ms" in row]
+    if not cycles or not wire_ms:
         return {}
-    rows = ours[str(max(found))]
-    cycles = [row["cycle"] for row in rows]
     return {
-        "robots": max(found),
-        "wire_ms": statistics.mean(row["wire_ms"] for row in rows),
+        "wire_ms": statistics.mean(wire_ms),
         "noise_ms": max(0.0, statistics.mean(c["model_ms"] - c["ideal_cycle_ms"] for c in cycles)),
         "handover_ms": max(0.0, statistics.mean(c["cycle_ms"] - c["model_ms"] for c in cycles)),
     }
+
+
+def beside(scenario: Scenario, count: int, found: Row) -> Row:
+    """The simulator with as many robots, and those surroundings."""
+    machines, loop = scenario.machines, scenario.loop
+    if found:
+        machines = [m.model_copy(update={k: found[k] for k in ("noise_ms", "handover_ms")}) for m in machines]
+        loop = loop.model_copy(update={"wire_ms": found["wire_ms"]})
+    variants = [Variant(name="simulated")]
+    update = {"machines": machines, "loop": loop, "loads": [float(count)], "variants": variants}
+    return simulate(scenario.model_copy(update=update))[0]
 
 
 def main() -> int:
@@ -117,24 +115,11 @@ def main() -> int:
             to_peer = ["--endpoint", peer, "--protocol", "1", "--model", model]
             compete(PEER, args.peers_robots, lambda *o: fleet(*to_peer, *o))
     for name, by_count in results.items():
-        print(f"{name}: {max(held(by_count), default=0)} robots with at least {GOAL:.0%} in time")
-    found = surroundings(results.get(OURS, {}))
-    machines, loop = scenario.machines, scenario.loop
-    if found:
-        machines = [m.model_copy(update={k: found[k] for k in ("noise_ms", "handover_ms")}) for m in machines]
-        loop = loop.model_copy(update={"wire_ms": found["wire_ms"]})
-    simulated = simulate(
-        scenario.model_copy(
-            update={
-                "machines": machines,
-                "loop": loop,
-                "config": InferentialConfig.model_validate(args.config),
-                "loads": [float(count) for count in args.robots],
-                "duration_s": scenario.warm_up_s + args.seconds,
-                "variants": [Variant(name="simulated")],
-            }
-        )
-    )
+        print(f"{name}: {robots_carried(by_count)} robots with at least {GOAL:.0%} in time")
+    config = InferentialConfig.model_validate(args.config)
+    scenario = scenario.model_copy(update={"config": config, "duration_s": scenario.warm_up_s + args.seconds})
+    live = results.get(OURS, {})
+    found = {str(count): surroundings(live.get(str(count), [])) for count in sorted(set(args.robots))}
     args.out.mkdir(parents=True, exist_ok=True)
     command = f"make bench-fleet ARGS='--seconds {args.seconds:g} --rounds {args.rounds}'"
     (args.out / "fleet.json").write_text(
@@ -145,7 +130,7 @@ def main() -> int:
                 "settings": args.config,
                 "results": results,
                 "surroundings": found,
-                "simulated": {str(int(row["load"])): row for row in simulated},
+                "simulated": {count: beside(scenario, int(count), around) for count, around in found.items()},
             },
             indent=1,
         )
