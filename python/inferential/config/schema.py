@@ -76,7 +76,7 @@ class SchedulingConfig(Settings):
     deadline_margin_ms: MillisecondsOrZero = 1.0
     """What is kept free between the predicted end of a call and a deadline, for the reply's way to the client."""
     explain_records: Annotated[int, Field(ge=0, le=1_000_000)] = 20_000
-    """How many recent decisions are kept for `explain`, in some 150 bytes each; 0: none."""
+    """How many recent decisions are kept for `explain`, in some 150 bytes each; 0: none, 1,000,000 at most."""
     early_refusal: Literal["off", "predictive"] = "off"
     """predictive: a request that cannot make its deadline is REJECTED as soon as that is known."""
     phase_shift: Literal["off", "spread"] = "off"
@@ -128,7 +128,7 @@ class MetricsConfig(Settings):
     """What is kept and exported."""
 
     ring_size: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
-    """Points kept of each metric, in some 50 bytes each."""
+    """Points kept of each metric, in some 50 bytes each; 1,000,000 at most."""
     prometheus_port: Annotated[int, Field(ge=0, le=65_535)] | None = None
     """HTTP port for Prometheus; None: no export, 0: a free port."""
     prometheus_bind: str = "127.0.0.1"
