@@ -227,7 +227,7 @@ void Core::pump(Time now, bool look) {
     }
     note_link(before);
   }
-  session_.expire(now);
+  if (look) session_.expire(now);  // what came in time is read by then, however late
   if (session_.take_v1_notice()) {
     notice(
         "the server speaks protocol version 1: replies are matched by model in order of arrival, and there is no "
@@ -242,9 +242,9 @@ void Core::wait(Time now, Time deadline) {
 
 Session::Taken Core::await(Session::ModelIndex model, Session::Taken (Session::*take)(Session::ModelIndex),
                            Time deadline) {
-  for (;;) {
+  for (bool look = false;; look = true) {
     const Time at = now();
-    pump(at, at >= deadline || !session_.awaits(model));  // else the wait below looks
+    pump(at, look || at >= deadline || !session_.awaits(model));  // where a wait follows, that one looks
     auto taken = (session_.*take)(model);
     if (taken.outcome != Session::Taken::Outcome::Wait || at >= deadline) return taken;
     wait(at, deadline);

@@ -64,7 +64,7 @@ class Core {
 
   Session& session() noexcept { return session_; }
   /// Reads what has arrived: frames first, then link events, then what has become overdue. Without `look`, only what
-  /// is known to be there: for callers that are to wait anyway, which looks as well.
+  /// is known to be there, and nothing becomes overdue: for callers that wait next, which looks.
   void pump(Time now, bool look = true);
   Result<std::uint64_t> send(Draft& draft);
   bool cancel(Session::ModelIndex model, std::uint64_t request_id);

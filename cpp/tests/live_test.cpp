@@ -254,6 +254,41 @@ TEST_F(Live, RepliesGoToTheirModels) {
   EXPECT_EQ((*first.get_result(patience_ms))["actions"].as<float>()[0], 1);
 }
 
+// By then what was sent has arrived, or who waits does wait. Only reading it would tell, and that is what is tested.
+void let_it_arrive() { std::this_thread::sleep_for(std::chrono::milliseconds(300)); }
+
+TEST_F(Live, WhatCameAfterAnotherCallHadWaitedIsThereAtOnce) {
+  auto first = connection.model("first");
+  auto second = connection.model("second");
+  ASSERT_TRUE(second.observe().send());
+  const auto request = server.receive();
+  ASSERT_TRUE(first.observe().send());
+  auto answered = std::async(std::launch::async, [&] {
+    const auto other = server.receive();
+    let_it_arrive();  // so that get_result waits
+    server.answer(other);
+  });
+  ASSERT_TRUE(first.get_result(patience_ms));
+  answered.get();
+  server.answer(request);
+  let_it_arrive();
+  EXPECT_TRUE(second.next_reply(0));
+}
+
+TEST(LiveTime, WhatCameInTimeIsNotOverdueForBeingReadLate) {
+  Router server;
+  auto options = patient();
+  options.request_timeout_ms = 100;
+  Connection connection(server.endpoint(), "agent-01", "", options);
+  auto model = connection.model("policy");
+  ASSERT_TRUE(model.observe().send());
+  const auto request = server.receive();
+  EXPECT_FALSE(model.next_reply(0));
+  server.answer(request);
+  let_it_arrive();
+  EXPECT_TRUE(model.get_result(patience_ms));
+}
+
 TEST_F(Live, LateAndOutOfOrderRepliesAreNeverTakenForNewOnes) {
   auto model = connection.model("policy");
   std::vector<Router::Request> requests;
