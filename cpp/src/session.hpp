@@ -74,7 +74,7 @@ class Session {
     Outcome outcome;
     detail::MessageRef message;  // of Reply and NotOk
   };
-  /// Whether either of the steps below is to wait, as far as is known.
+  /// Whether, as far as is known, there is nothing to take and something may still come.
   bool awaits(ModelIndex model) const noexcept {
     return models_[model].inbox.empty() && models_[model].outstanding > 0;
   }

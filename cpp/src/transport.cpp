@@ -212,11 +212,10 @@ void Transport::look() noexcept {
 void Transport::wait(Time duration) noexcept {
   // What a send has seen of the socket's commands its descriptor no longer tells.
   if (socket_ready_ || monitor_ready_) return;
-  poll(std::max(duration, Time{0}));
-  just_looked_ = true;
+  just_looked_ = poll(std::max(duration, Time{0}));
 }
 
-void Transport::poll(Time timeout) noexcept {
+bool Transport::poll(Time timeout) noexcept {
 #if defined(__linux__)
   // Not zmq_poll, which counts in whole milliseconds: much in a control loop.
   // The monitor first: where a link event is seen, so are the messages that came before it.
@@ -224,7 +223,8 @@ void Transport::poll(Time timeout) noexcept {
   timespec limit{};
   limit.tv_sec = static_cast<time_t>(timeout.count() / 1'000'000'000);
   limit.tv_nsec = static_cast<long>(timeout.count() % 1'000'000'000);
-  if (ppoll(descriptors, 2, &limit, nullptr) <= 0) return;
+  const int found = ppoll(descriptors, 2, &limit, nullptr);
+  if (found <= 0) return found == 0;
   monitor_ready_ = monitor_ready_ || descriptors[0].revents != 0;
   socket_ready_ = socket_ready_ || descriptors[1].revents != 0;
 #else
@@ -232,6 +232,7 @@ void Transport::poll(Time timeout) noexcept {
   zmq_poll(items, 2, static_cast<long>((timeout.count() + 999'999) / 1'000'000));
   socket_ready_ = monitor_ready_ = true;
 #endif
+  return true;
 }
 
 void Transport::close() noexcept {

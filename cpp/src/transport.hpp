@@ -49,7 +49,7 @@ class Transport {
  private:
   bool open(const std::string& endpoint, const ConnectionOptions& options);
   bool fail(const std::string& what);
-  void poll(Time timeout) noexcept;
+  bool poll(Time timeout) noexcept;  // false where a signal cut it short
 
   void* context_ = nullptr;
   void* socket_ = nullptr;

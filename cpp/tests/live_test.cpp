@@ -282,9 +282,8 @@ TEST(LiveTime, WhatCameInTimeIsNotOverdueForBeingReadLate) {
   Connection connection(server.endpoint(), "agent-01", "", options);
   auto model = connection.model("policy");
   ASSERT_TRUE(model.observe().send());
-  const auto request = server.receive();
   EXPECT_FALSE(model.next_reply(0));
-  server.answer(request);
+  server.answer(server.receive());
   let_it_arrive();
   EXPECT_TRUE(model.get_result(patience_ms));
 }

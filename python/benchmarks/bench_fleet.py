@@ -42,15 +42,15 @@ Row = dict[str, Any]
 
 
 def surroundings(rows: list[Row]) -> Row:
-    """What this machine added to the model at one load, for the simulator, which has none: means, milliseconds."""
+    """What this machine added to the model at one load, for the simulator, which has none: medians over the rounds, milliseconds."""
     cycles = [row["cycle"] for row in rows if row.get("cycle")]
     wire_ms = [row["wire_ms"] for row in rows if "wire_ms" in row]
     if not cycles or not wire_ms:
         return {}
     return {
-        "wire_ms": statistics.mean(wire_ms),
-        "noise_ms": max(0.0, statistics.mean(c["model_ms"] - c["ideal_cycle_ms"] for c in cycles)),
-        "handover_ms": max(0.0, statistics.mean(c["cycle_ms"] - c["model_ms"] for c in cycles)),
+        "wire_ms": statistics.median(wire_ms),
+        "noise_ms": max(0.0, statistics.median(c["model_ms"] - c["ideal_cycle_ms"] for c in cycles)),
+        "handover_ms": max(0.0, statistics.median(c["cycle_ms"] - c["model_ms"] for c in cycles)),
     }
 
 

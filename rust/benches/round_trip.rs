@@ -13,7 +13,7 @@
 use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use inferential::zmq::{Context, IntOption, Message, Socket, SocketKind};
@@ -223,7 +223,9 @@ fn main() {
 
         let envelope = proto::Observation {
             client: Some(proto::Client { id: "agent-01".to_owned(), r#type: "franka".to_owned() }),
-            timestamp_ns: 1,
+            timestamp_ns: SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64,
+            latency_budget_ms: 30.0,
+            priority: 1,
             model_id: "policy".to_owned(),
             request_id: 1,
             tensors: vec![proto::Tensor {
