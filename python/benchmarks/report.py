@@ -89,6 +89,9 @@ def fleet_table(results: dict[str, dict[str, list[Row]]]) -> list[str]:
             rows = by_count.get(str(count))
             if not rows:
                 continue
+            if all("error" in row for row in rows):
+                lines.append(f"| {count} | {name} | failed |" + " |" * 7)
+                continue
             cells: list[str] = []
             for key, form in [
                 ("in_time_share", "{:.2%}"),
@@ -180,7 +183,7 @@ def fleet_verdicts(results: dict[str, dict[str, list[Row]]]) -> list[str]:
     """What the curves say in one line each: robots carried, and what is left of the peak at the highest load."""
     lines = [
         "",
-        "| | robots with >= 99 % in time | peak goodput/s | goodput at the highest load, of the peak | unanswered |",
+        f"| | robots with >= {GOAL:.0%} in time | peak goodput/s | goodput at the highest load, of the peak | unanswered |",
         "|---|--:|--:|--:|--:|",
     ]
     for name, by_count in results.items():
