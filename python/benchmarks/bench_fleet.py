@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from typing import Any
 import yaml
 from bench import ROOT, machine
 from processes import HERE, PEER_PYTHON, PYTHON, Stand, measure
-from report import GOAL, robots_carried
+from report import GOAL, robots_carried, surroundings
 
 from inferential.config.schema import InferentialConfig
 from inferential.simulator import Scenario, Variant, load_scenario, simulate
@@ -41,27 +40,15 @@ SERVE_BATCH = "@serve.batch, plain handle"
 Row = dict[str, Any]
 
 
-def surroundings(rows: list[Row]) -> Row:
-    """What this machine added to the model at one load, for the simulator, which has none: medians over the rounds, milliseconds."""
-    cycles = [row["cycle"] for row in rows if row.get("cycle")]
-    wire_ms = [row["wire_ms"] for row in rows if "wire_ms" in row]
-    if not cycles or not wire_ms:
-        return {}
-    return {
-        "wire_ms": statistics.median(wire_ms),
-        "noise_ms": max(0.0, statistics.median(c["model_ms"] - c["ideal_cycle_ms"] for c in cycles)),
-        "handover_ms": max(0.0, statistics.median(c["cycle_ms"] - c["model_ms"] for c in cycles)),
-    }
-
-
 def beside(scenario: Scenario, count: int, found: Row) -> Row:
     """The simulator with as many robots, and those surroundings."""
-    machines, loop = scenario.machines, scenario.loop
-    if found:
-        machines = [m.model_copy(update={k: found[k] for k in ("noise_ms", "handover_ms")}) for m in machines]
-        loop = loop.model_copy(update={"wire_ms": found["wire_ms"]})
-    variants = [Variant(name="simulated")]
-    update = {"machines": machines, "loop": loop, "loads": [float(count)], "variants": variants}
+    told = {key: max(0.0, found[key]) for key in ("noise_ms", "handover_ms")}
+    update = {
+        "machines": [m.model_copy(update=told) for m in scenario.machines],
+        "loop": scenario.loop.model_copy(update={"wire_ms": found["wire_ms"]}),
+        "loads": [float(count)],
+        "variants": [Variant(name="simulated")],
+    }
     return simulate(scenario.model_copy(update=update))[0]
 
 
@@ -118,8 +105,7 @@ def main() -> int:
         print(f"{name}: {robots_carried(by_count)} robots with at least {GOAL:.0%} in time")
     config = InferentialConfig.model_validate(args.config)
     scenario = scenario.model_copy(update={"config": config, "duration_s": scenario.warm_up_s + args.seconds})
-    live = results.get(OURS, {})
-    found = {str(count): surroundings(live.get(str(count), [])) for count in sorted(set(args.robots))}
+    found = {count: surroundings(rows) for count, rows in results.get(OURS, {}).items()}
     args.out.mkdir(parents=True, exist_ok=True)
     command = f"make bench-fleet ARGS='--seconds {args.seconds:g} --rounds {args.rounds}'"
     (args.out / "fleet.json").write_text(
@@ -130,7 +116,7 @@ def main() -> int:
                 "settings": args.config,
                 "results": results,
                 "surroundings": found,
-                "simulated": {count: beside(scenario, int(count), around) for count, around in found.items()},
+                "simulated": {count: beside(scenario, int(count), around) for count, around in found.items() if around},
             },
             indent=1,
         )

@@ -174,9 +174,24 @@ def median_of(rows: list[Row], key: str) -> float | None:
 
 
 def robots_carried(by_count: dict[str, list[Row]]) -> int:
-    """The most robots of whose answers at least GOAL were in time."""
-    held = [int(c) for c, rows in by_count.items() if (median_of(rows, "in_time_share") or 0) >= GOAL]
+    """The most robots of whose answers at least GOAL were in time in each round, and of whom none was left without one."""
+    held = [
+        int(count)
+        for count, rows in by_count.items()
+        if all(row.get("in_time_share", 0) >= GOAL and not row.get("unanswered") for row in rows)
+    ]
     return max(held, default=0)
+
+
+def surroundings(rows: list[Row]) -> Row:
+    """What the machine added to the model at one load, medians over the rounds, milliseconds: on the wire, the model's excess, between
+    calls. Nothing where no call followed another without a pause."""
+    cycles = [row["cycle"] for row in rows if row.get("cycle")]
+    ideal, model, cycle = (median_of(cycles, key) for key in ("ideal_cycle_ms", "model_ms", "cycle_ms"))
+    wire = median_of(rows, "wire_ms")
+    if ideal is None or model is None or cycle is None or wire is None:
+        return {}
+    return {"wire_ms": wire, "noise_ms": model - ideal, "handover_ms": cycle - model}
 
 
 def fleet_verdicts(results: dict[str, dict[str, list[Row]]]) -> list[str]:
@@ -218,9 +233,10 @@ def cycle_table(rows_by_count: dict[str, list[Row]]) -> list[str]:
             continue
         keys = ("calls_back_to_back", "staged_share", "batch_size", "ideal_cycle_ms", "model_ms", "cycle_ms")
         calls, staged, size, ideal, model, cycle = (median_of(cycles, key) or 0.0 for key in keys)
+        added = surroundings(rows)
+        beyond = " | ".join(cell("{:.2f}", added.get(key)) for key in ("noise_ms", "handover_ms", "wire_ms"))
         lines.append(
-            f"| {count} | {calls:.0f} | {staged:.0%} | {size:.1f} | {ideal:.2f} | {model:.2f} | {cycle:.2f} | {model - ideal:.2f} "
-            f"| {cycle - model:.2f} | {cell('{:.2f}', median_of(rows, 'wire_ms'))} |"
+            f"| {count} | {calls:.0f} | {staged:.0%} | {size:.1f} | {ideal:.2f} | {model:.2f} | {cycle:.2f} | {beyond} |"
         )
     return lines
 
