@@ -1,9 +1,10 @@
 """The direct path, the model's end: inside a Serve replica, takes calls from all servers that know this model.
 
-Threads: one leads, that is, it does the I/O with all servers; one stands by; one looks up in Ray which servers there are. The
-model runs on threads of its own (sync) or on Serve's event loop (async). A sync model that has been quick so far is run by the
-leading thread itself, as handing a call to another thread and back costs more than such a model; where it takes longer
-than 5 ms after all, the thread that stands by takes over the sockets, so no inference ever stops the I/O.
+Threads: one leads, that is, it does the I/O with all servers; one stands by; one looks up in Ray which servers there are. An async
+model runs on Serve's event loop. A sync model has as many threads as calls may run, and one beside them that decodes and encodes
+while they run. A sync model that has been quick so far is run by the leading thread itself, as handing a call to another thread and back
+costs more than such a model; where it takes longer than 5 ms after all, the thread that stands by takes over the sockets, so no
+inference ever stops the I/O.
 Heartbeats are ZMQ's own and need none of these threads.
 """
 
@@ -93,6 +94,10 @@ class _Job:
     cancelled: bool = False
 
 
+_Waiting = tuple[_Job, Prepared | None, float]
+"""A call for a model thread: decoded or not, and the seconds that took."""
+
+
 def _gate(places: int) -> queue.SimpleQueue[None]:
     """Lets so many through at a time, each taking a place and putting it back; quicker than a Semaphore."""
     gate: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -133,7 +138,7 @@ class ReplicaLinks:
         self._commands: deque[Callable[[], None]] = deque()
         self._pending: deque[_Job] = deque()  # received, not yet given to the model
         self._finished: deque[tuple[_Job, bytes, list[Any]]] = deque()
-        self._mutex = threading.Lock()  # guards the next four
+        self._mutex = threading.Lock()  # guards the next four, and _to_run
         self._leader = 0  # ident of the thread that leads
         self._inline_since = 0.0  # when the leader began to run a call itself; 0: it does not
         self._armed = False  # whether the thread that stands by watches the leader
@@ -144,9 +149,10 @@ class ReplicaLinks:
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
-        self._steps: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()  # for the model threads
-        self._decoded: deque[tuple[_Job, Prepared, float]] = deque()  # with the seconds that took
-        self._workers: list[threading.Thread] = []
+        self._calls: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()  # for the model threads
+        self._beside: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()  # for the one beside them
+        self._to_run = 0  # calls between the leader and the end of their run in a model thread
+        self._model_threads = 0
         self._thread_gate = _gate(self._limit)
         self._loop_gate = asyncio.Semaphore(self._limit)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -158,6 +164,21 @@ class ReplicaLinks:
         self._left: concurrent.futures.Future[None] = concurrent.futures.Future()
 
     # --- from other threads ---
+
+    def warm_up(self) -> concurrent.futures.Future[None]:
+        """Calls the warm_up of a sync model in the thread that will run its calls; the first one, where several may run. Before `start`."""
+        done: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+        def first() -> None:
+            try:
+                asyncio.run(self._model.warm_up())
+            except BaseException as e:
+                done.set_exception(e)
+            else:
+                done.set_result(None)
+
+        self._add_model_thread(first)
+        return done
 
     def start(self, ready: Callable[[], bool]) -> None:
         """Begins to look for servers once `ready` (asked in a thread, may block) says so."""
@@ -291,8 +312,9 @@ class ReplicaLinks:
         for name in list(self._servers):
             self._close(name)
         self._context.destroy(linger=200)
-        for _ in self._workers:
-            self._steps.put(None)
+        for _ in range(self._model_threads):
+            self._calls.put(None)
+        self._beside.put(None)
 
     def _turn(self) -> None:
         """Does all that can be done now, then waits. Returns at once when another thread leads."""
@@ -336,7 +358,7 @@ class ReplicaLinks:
         if self._model.is_async:
             self._loop.call_soon_threadsafe(self._spawn, job)
             return True
-        if self._slow_share < SLOW_SHARE and self._standing_by and self._steps.empty():
+        if self._slow_share < SLOW_SHARE and self._standing_by and self._to_run < self._limit:
             gate = self._thread_gate
             try:
                 gate.get_nowait()
@@ -344,12 +366,15 @@ class ReplicaLinks:
                 pass
             else:
                 return self._run_here(job, gate)
-        self._steps.put(partial(self._decode, job))
-        # One more than may run, so that the next call is decoded, and the last one's results are encoded, while they do.
-        if len(self._workers) <= self._limit and (not self._workers or self._steps.qsize()):
-            worker = threading.Thread(target=self._work, name=f"inferential-model-{len(self._workers)}", daemon=True)
-            self._workers.append(worker)
-            worker.start()
+        with self._mutex:
+            before = self._to_run
+            self._to_run += 1
+        if self._model_threads < min(before + 1, self._limit):
+            self._add_model_thread()
+        if before < self._limit:
+            self._calls.put((job, None, 0.0))
+        else:  # it is decoded while those before it run
+            self._beside.put(partial(self._decode, job))
         return True
 
     def _run_here(self, job: _Job, gate: queue.SimpleQueue[None]) -> bool:
@@ -371,8 +396,6 @@ class ReplicaLinks:
                     result = self._model.finish(prepared)
             finally:
                 gate.put(None)
-                if self._decoded:
-                    self._steps.put(self._run_decoded)
             answer = self._encode(job, result)
         except BaseException as e:
             answer = self._encode_failure(job, e)
@@ -596,9 +619,64 @@ class ReplicaLinks:
 
     # --- the model ---
 
-    def _work(self) -> None:
-        """A model thread: decodes calls, runs them where there is a place, encodes their results."""
-        while (step := self._steps.get()) is not None:
+    def _add_model_thread(self, first: Callable[[], None] | None = None) -> None:
+        if not self._model_threads:
+            threading.Thread(target=self._help, name="inferential-codec", daemon=True).start()
+        name = f"inferential-model-{self._model_threads}"
+        threading.Thread(target=self._run_calls, args=(first,), name=name, daemon=True).start()
+        self._model_threads += 1
+
+    def _run_calls(self, first: Callable[[], None] | None) -> None:
+        """A model thread. What a framework keeps for each thread (the plans of cuDNN, a graphics context) is found again by every call.
+
+        The next call goes before the last one's results: the thread beside encodes those, so that the device is never idle for it.
+        """
+        if first is not None:
+            first()
+        ran: tuple[_Job, Prepared] | None = None
+        while True:
+            try:
+                waiting = self._calls.get_nowait()
+            except queue.Empty:
+                if ran is not None:
+                    self._encode_results(*ran)
+                    ran = None
+                waiting = self._calls.get()
+            if ran is not None:
+                self._beside.put(partial(self._encode_results, *ran))
+            if waiting is None:
+                return
+            ran = self._run(*waiting)
+
+    def _run(self, job: _Job, prepared: Prepared | None, decode_s: float) -> tuple[_Job, Prepared] | None:
+        """Runs a call, and decodes it where that is yet to be done. None where there are no results to encode."""
+        try:
+            if prepared is None:
+                started = time.monotonic()
+                prepared = self._prepare(job)
+                decode_s = time.monotonic() - started
+            gate = self._thread_gate
+            gate.get()  # waits only for a call that the leader runs, or where the limit was lowered
+            try:
+                if self._still_wanted(job, prepared):
+                    self._model.execute_sync(prepared)
+            finally:
+                gate.put(None)
+        except BaseException as e:  # even a SystemExit of the model must answer its call
+            self._ended()
+            self._answered(self._encode_failure(job, e))
+            return None
+        self._ended()
+        self._learn(decode_s + prepared.inference_s)
+        return job, prepared
+
+    def _ended(self) -> None:
+        with self._mutex:
+            self._to_run -= 1
+
+    def _help(self) -> None:
+        """The thread beside the model's: decodes calls while others run, and encodes results while the next ones do."""
+        while (step := self._beside.get()) is not None:
             step()
 
     def _decode(self, job: _Job) -> None:
@@ -606,46 +684,10 @@ class ReplicaLinks:
         try:
             prepared = self._prepare(job)
         except BaseException as e:
+            self._ended()
             self._answered(self._encode_failure(job, e))
-            return
-        self._decoded.append((job, prepared, time.monotonic() - started))
-        self._run_decoded()
-
-    def _run_decoded(self) -> None:
-        """Runs what is decoded, call after call in this thread, while there is a place to run in.
-
-        Another thread encodes the results of all but the last: to wake that one up for the next call, or to encode first, would leave
-        the device idle for a millisecond each time.
-        """
-        decoded = self._decoded
-        last: tuple[_Job, Prepared] | None = None
-        while decoded:
-            gate = self._thread_gate
-            try:
-                gate.get_nowait()
-            except queue.Empty:
-                break  # whoever has the place looks again when it is done
-            try:
-                while decoded:
-                    try:
-                        job, prepared, took_s = decoded.popleft()
-                    except IndexError:  # another thread was quicker
-                        break
-                    if last is not None:
-                        self._steps.put(partial(self._encode_results, *last))
-                        last = None
-                    try:
-                        if self._still_wanted(job, prepared):
-                            self._model.execute_sync(prepared)
-                    except BaseException as e:  # even a SystemExit of the model must answer its call
-                        self._answered(self._encode_failure(job, e))
-                    else:
-                        self._learn(took_s + prepared.inference_s)
-                        last = job, prepared
-            finally:
-                gate.put(None)
-        if last is not None:
-            self._encode_results(*last)
+        else:
+            self._calls.put((job, prepared, time.monotonic() - started))
 
     def _encode_results(self, job: _Job, prepared: Prepared) -> None:
         try:

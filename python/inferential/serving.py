@@ -21,9 +21,13 @@ import logging
 import os
 import time
 import types
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from inferential.errors import ConfigError
+
+if TYPE_CHECKING:
+    from inferential.model_call import ModelCall
+    from inferential.replica import ReplicaLinks
 
 logger = logging.getLogger("inferential.replica")
 
@@ -40,7 +44,8 @@ def servable(cls: C) -> C:
 
     * `infer_batch(self, batch)`: a list of observations in, a list of results out, an Exception in place of one that
       failed; `max_batch_size` (an attribute, 32) bounds the list;
-    * `warm_up(self)`: called before traffic.
+    * `warm_up(self)`: called before traffic; that of a sync model in the thread that runs its calls (the first, where several may run), as
+      GPU libraries keep things for each thread.
 
     Not more calls run at the same time than the deployment's `max_ongoing_requests` says; a sync model that is not
     thread-safe sets that to 1. Everything else is as in any deployment, and calls through Serve handles still work.
@@ -71,22 +76,25 @@ class _Servable:
             return made  # noqa: PLE0101 (Serve awaits what a coroutine __init__ gives)
         warm_up = getattr(self, "warm_up", None)
         if inspect.isawaitable(made) or inspect.iscoroutinefunction(warm_up):
-            return self._inferential_made(made, warm_up)  # noqa: PLE0101
+            return self._inferential_made(made)  # noqa: PLE0101
+        model, links = self._inferential_link()
         if warm_up is not None:
-            warm_up()
-        self._inferential_attach()
+            if model.is_async:
+                warm_up()
+            else:
+                links.warm_up().result()
+        self._inferential_attach(links)
         return None
 
-    async def _inferential_made(self, made: Any, warm_up: Any) -> None:
+    async def _inferential_made(self, made: Any) -> None:
         if inspect.isawaitable(made):
             await made
-        if warm_up is not None:
-            result = warm_up()
-            if inspect.isawaitable(result):
-                await result
-        self._inferential_attach()
+        model, links = self._inferential_link()
+        if hasattr(self, "warm_up"):
+            await (model.warm_up() if model.is_async else asyncio.wrap_future(links.warm_up()))
+        self._inferential_attach(links)
 
-    def _inferential_attach(self) -> None:
+    def _inferential_link(self) -> tuple[ModelCall, ReplicaLinks]:
         import ray
 
         from inferential.model_call import ModelCall
@@ -101,6 +109,9 @@ class _Servable:
         links = ReplicaLinks(
             model, identity, max_batch_size=size, max_ongoing=_max_ongoing_requests, loop=asyncio.get_running_loop()
         )
+        return model, links
+
+    def _inferential_attach(self, links: ReplicaLinks) -> None:
         self._inferential_links = links
         # This process is the replica's. Looking through all that Ray and the model have loaded for cycles would stop it for 100 ms.
         gc.freeze()

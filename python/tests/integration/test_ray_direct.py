@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import Any
 
@@ -34,8 +35,10 @@ def test_servable_models(ray_session: None) -> None:
 
         def warm_up(self) -> None:
             self.warm = True
+            self.warmed_up_in = threading.current_thread().name
 
         def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+            assert self.warmed_up_in == "inferential-model-0"
             if "fail" in obs:
                 raise ValueError("no such pose")
             return {"product": obs["x"] * self.factor, "warm": str(self.warm)}

@@ -6,6 +6,7 @@ import asyncio
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -64,6 +65,8 @@ async def replica(
         max_ongoing=max_ongoing,
         loop=asyncio.get_running_loop(),
     )
+    if hasattr(model, "warm_up"):
+        await asyncio.wrap_future(links.warm_up())
     links.start(lambda: True)
     try:
         yield links
@@ -108,6 +111,77 @@ def test_quick_model_and_a_call_that_is_not(store: Store) -> None:
             assert isinstance(result, CallResult)
             assert result.inference_s >= 3.0
             await ask(driver, r, s=0.0)
+
+    asyncio.run(main())
+
+
+def test_all_calls_come_from_the_thread_that_was_warmed_up(store: Store) -> None:
+    """GPU libraries keep plans for each thread: in another one every batch size would be slow once more."""
+
+    class Warm(Where):
+        warmed_up = ""
+
+        def warm_up(self) -> None:
+            self.warmed_up = threading.current_thread().name
+
+    model = Warm()
+
+    async def lane(driver: Driver, r: Any) -> set[str]:
+        return {decode(await ask(driver, r, s=0.001))["thread"] for _ in range(25)}
+
+    async def main() -> None:
+        async with server(store) as driver, replica(model, max_ongoing=lambda: 1):
+            (r,) = await driver.replica("m")
+            found = await asyncio.gather(*(lane(driver, r) for _ in range(4)))
+            assert set().union(*found) == {model.warmed_up}
+            assert model.warmed_up.startswith("inferential-model")
+
+    asyncio.run(main())
+
+
+def test_calls_run_in_the_order_in_which_they_came(store: Store) -> None:
+    class Ordered:
+        def __init__(self) -> None:
+            self.seen: list[int] = []
+
+        def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+            self.seen.append(int(obs["number"]))
+            time.sleep(random.Random(self.seen[-1]).choice([0.0005, 0.001, 0.002]))
+            return {"number": obs["number"]}
+
+    model = Ordered()
+
+    async def main() -> None:
+        async with server(store) as driver, replica(model, max_ongoing=lambda: 1):
+            (r,) = await driver.replica("m")
+            waiting: deque[Any] = deque()
+            for number in range(200):
+                if len(waiting) == 3:
+                    assert isinstance(await driver.outcome(waiting.popleft()), CallResult)
+                waiting.append(driver.start_call(r, [driver.request("m", number=np.int64(number))]))
+            for call in waiting:
+                await driver.outcome(call)
+            assert model.seen == sorted(model.seen)
+            assert len(model.seen) == 200
+
+    asyncio.run(main())
+
+
+def test_a_failed_warm_up_is_told_to_who_waits_for_it() -> None:
+    class Broken(Where):
+        def warm_up(self) -> None:
+            raise ValueError("no such weights")
+
+    async def main() -> None:
+        links = ReplicaLinks(
+            ModelCall(Broken(), "m"),
+            Identity("r", "m", "here"),
+            max_batch_size=1,
+            max_ongoing=lambda: 1,
+            loop=asyncio.get_running_loop(),
+        )
+        with pytest.raises(ValueError, match="no such weights"):
+            await asyncio.wait_for(asyncio.wrap_future(links.warm_up()), 10.0)
 
     asyncio.run(main())
 
