@@ -127,6 +127,27 @@ def test_a_request_without_a_reply_times_out(client: Client, stand_in: StandIn) 
     assert model.next_reply(0) is None
 
 
+@pytest.mark.parametrize("taken_in", [False, True])
+def test_a_reply_that_came_is_not_overdue_for_being_read_late(
+    client: Client, stand_in: StandIn, taken_in: bool
+) -> None:
+    """Whether it still lies in the socket or a call for another model has taken it in: first what is there, then what is overdue."""
+    connection = client.connect(stand_in.address, request_timeout_ms=300)
+    connection.wait_for_link("up")
+    model, other = connection.model("policy"), connection.model("other")
+    model.send()
+    stand_in.answer(stand_in.receive())
+    if taken_in:
+        other.send()
+        stand_in.answer(stand_in.receive())
+        assert other.reply().status == OK  # it came after the first one, on the same connection
+    time.sleep(1.0)  # what is tested is that this time passes
+    r = model.next_reply(0)
+    assert r is not None
+    assert (r.request_id, r.status, r.local) == (1, OK, False)
+    assert connection.counters()["timed_out"] == 0
+
+
 # --- get_result ------------------------------------------------------------------------------------------------------
 
 
