@@ -84,7 +84,7 @@ conformance: setup-python setup-cpp setup-rust setup-peer ## Every client, in ev
 .PHONY: bench bench-fleet bench-closed-loop bench-simulate bench-scheduling bench-stages bench-report fault soak fuzz sanitize lint-cpp
 bench: setup-python setup-peer setup-cpp setup-rust ## Benchmarks side by side (ARGS="roundtrip direct --rounds 5"), into docs/benchmarks
 	@python=$$(scripts/setup-compiled.sh) && $$python python/benchmarks/bench.py $(ARGS)
-bench-fleet: setup-python setup-peer ## How many robots one simulated GPU carries, live and simulated; 12 minutes (ARGS="--seconds 10": 6)
+bench-fleet: setup-python setup-peer ## How many robots one simulated GPU carries, live and simulated; 13 minutes (ARGS="--seconds 10": 7; ARGS="--device cuda": a real one)
 	@python=$$(scripts/setup-compiled.sh) && $$python python/benchmarks/bench_fleet.py $(ARGS)
 	@$(PY) python/benchmarks/report.py
 bench-closed-loop: setup-python setup-peer ## How many cart-poles it keeps upright; 8 minutes at most (ARGS="--seconds 10": 3)

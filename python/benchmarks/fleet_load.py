@@ -205,9 +205,16 @@ class Dealers:
         return [self._by_fd[fd] for fd, _ in self._epoll.poll(0)]
 
 
+def picture(side: int) -> np.ndarray[Any, Any]:
+    """What a camera sees: noise, side x side x 3 bytes."""
+    return np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+
+
 def over_zmq(args: argparse.Namespace) -> dict[str, Any]:
     """Against a server, in the protocol's version 1 or 2."""
     x = np.arange(7, dtype=np.float32).tobytes()
+    image = picture(args.image)
+    pixels = image.tobytes()
     high_clients = round(args.clients * args.high_share)
     dealers = Dealers(
         args.endpoint, [f"robot-{i}".encode() if args.protocol == 1 else None for i in range(args.clients)]
@@ -218,16 +225,22 @@ def over_zmq(args: argparse.Namespace) -> dict[str, Any]:
         message.client.id, message.client.type = f"robot-{i}", "bench"
         message.tensors.add(key="x", dtype=pb.DTYPE_FLOAT32, shape=[7], byte_length=28)
         message.tensors.add(key="seq", dtype=pb.DTYPE_INT64, shape=[1], byte_offset=32, byte_length=8)
+        if pixels:
+            message.tensors.add(
+                key="image", dtype=pb.DTYPE_UINT8, shape=image.shape, byte_offset=64, byte_length=len(pixels)
+            )
         if args.protocol == 2:
             message.latency_budget_ms = args.budget_ms
             message.latest_only = args.latest_only
         bases.append(message.SerializeToString())
 
+    behind = (b"\0" * 24, pixels) if pixels else ()
+
     def send(client: int, seq: int) -> bool:
         more = pb.Observation(timestamp_ns=time.time_ns(), request_id=seq if args.protocol == 2 else 0)
         # Fields of two serialised messages, one after the other, are one message.
         envelope = bases[client] + more.SerializeToString()
-        return dealers.send(client, [b"", envelope, x + b"\0\0\0\0" + seq.to_bytes(8, "little")])
+        return dealers.send(client, [b"", envelope, b"".join((x, b"\0" * 4, seq.to_bytes(8, "little"), *behind))])
 
     # One answer for each client before the start: connections are up, the model is there.
     for client in range(args.clients):
@@ -298,15 +311,17 @@ async def over_handle(args: argparse.Namespace) -> dict[str, Any]:
 
     ray.init(address=args.address, logging_level="ERROR", log_to_driver=False)
     call = serve.get_app_handle(args.model).options(method_name="infer")
-    x = np.arange(7, dtype=np.float32)
-    await call.remote({"x": x, "seq": np.array([0])})
+    observation: dict[str, Any] = {"x": np.arange(7, dtype=np.float32)}
+    if args.image:
+        observation["image"] = picture(args.image)
+    await call.remote({**observation, "seq": np.array([0])})
     schedule = Schedule(args)
     ledger = Ledger(args.clients, 0, args.budget_ms / 1e3, schedule.counts_from)
     tasks: set[asyncio.Task[None]] = set()
 
     async def ask(client: int, seq: int) -> None:
         try:
-            await call.remote({"x": x, "seq": np.array([seq])})
+            await call.remote({**observation, "seq": np.array([seq])})
             status = "OK"
         except Exception as error:
             status = type(error).__name__
@@ -343,6 +358,7 @@ def main() -> None:
         "--call-ms", type=float, default=10.0, help="what the model's call ideally takes, for the cycle's overhead"
     )
     parser.add_argument("--item-ms", type=float, default=0.5, help="the same for each request of it")
+    parser.add_argument("--image", type=int, default=0, help="each observation has one of so many pixels a side")
     parser.add_argument("--latest-only", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -11,9 +11,11 @@ import asyncio
 import json
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -116,20 +118,29 @@ def cluster(names: list[str], replicas: int) -> None:
         time.sleep(3600)
 
 
-class Device:
-    """The simulated GPU: 10 ms + 0.5 ms per request, one call at a time."""
+class SimulatedGpu:
+    """10 ms + 0.5 ms per request, one call at a time. Sends back what it got."""
 
     max_batch_size = 64
 
     def __init__(self) -> None:
         self._busy = threading.Lock()
 
-    def run(self, requests: int) -> None:
+    def occupy(self, requests: int) -> None:
+        """Takes as long as a call of so many requests."""
         with self._busy:
             time.sleep(0.010 + 0.0005 * requests)
 
+    def warm_up(self) -> None:
+        """There is nothing to load."""
 
-def deploy_on_gpu(models: dict[str, tuple[type, int]]) -> None:
+    def run(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """A call."""
+        self.occupy(len(batch))
+        return [{"actions": obs["x"], "seq": obs["seq"]} for obs in batch]
+
+
+def deploy_on_gpu(models: dict[str, tuple[type, int]], num_gpus: float = 0.0, **facts: Any) -> None:
     """An embedded Ray with one replica of each model (name: class, max_ongoing_requests); runs until it is ended."""
     import ray
     from ray import serve
@@ -137,67 +148,97 @@ def deploy_on_gpu(models: dict[str, tuple[type, int]]) -> None:
     ray.init(address="local", num_cpus=16, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
     for name, (model, ongoing) in models.items():
-        options = {"num_cpus": 0.1}
+        options = {"num_cpus": 0.1, "num_gpus": num_gpus}
         wrapped = serve.deployment(num_replicas=1, max_ongoing_requests=ongoing, ray_actor_options=options)(model)
         serve.run(wrapped.bind(), name=name, route_prefix=None)
-    ready(address=ray.get_runtime_context().gcs_address)
+    ready(address=ray.get_runtime_context().gcs_address, **facts)
     while True:
         time.sleep(3600)
 
 
-def simulated_gpu() -> None:
-    """The simulated GPU as a servable, as a model of 1.4.0 and behind @serve.batch. They don't run at the same time."""
+def workers_import_from(folder: Path) -> None:
+    """Ray's workers inherit this process's environment; what is pickled by name they import from there."""
+    sys.path.append(str(folder))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+
+
+def fleets_gpu(device: type, models: list[str]) -> dict[str, tuple[type, int]]:
+    """A GPU as a servable, as a model of 1.4.0 and behind @serve.batch: those of `models`.
+
+    Each calls it from one thread, which has warmed it up.
+    """
     from ray import serve
 
     from inferential.serving import servable
 
-    class Gpu(Device):
+    class Gpu(device):  # type: ignore[misc]
         def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
-            self.run(1)
-            return {"actions": obs["x"], "seq": obs["seq"]}
+            return self.run([obs])[0]  # type: ignore[no-any-return]
 
         def infer_batch(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
-            self.run(len(batch))
-            return [{"actions": obs["x"], "seq": obs["seq"]} for obs in batch]
+            return self.run(batch)  # type: ignore[no-any-return]
 
-    class GpuBehindServeBatch(Gpu):
+    class GpuInAsyncModel(device):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self._thread = ThreadPoolExecutor(1)
+            self._thread.submit(self.warm_up).result()
+
+        async def run_there(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self.run, batch)
+
+    class GpuBehindServeBatch(GpuInAsyncModel):
         @serve.batch(max_batch_size=64, batch_wait_timeout_s=0.005)
         async def _batched(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
-            return await asyncio.to_thread(self.infer_batch, batch)
+            return await self.run_there(batch)
 
-        async def infer(self, obs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+        async def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
             return await self._batched(obs)  # type: ignore[no-any-return]
 
-    class GpuOneByOne(Gpu):
-        async def infer(self, obs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-            return await asyncio.to_thread(Gpu.infer, self, obs)
+    class GpuOneByOne(GpuInAsyncModel):
+        async def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+            return (await self.run_there([obs]))[0]
 
-    deploy_on_gpu(
-        {"gpu": (servable(Gpu), 1), "gpu-one-by-one": (GpuOneByOne, 5), "gpu-serve-batch": (GpuBehindServeBatch, 512)}
-    )
+    ways: dict[str, tuple[type, int]] = {
+        "gpu": (servable(Gpu), 1),
+        "gpu-one-by-one": (GpuOneByOne, 5),
+        "gpu-serve-batch": (GpuBehindServeBatch, 512),
+    }
+    return {name: ways[name] for name in models}
+
+
+def simulated_gpu(models: list[str]) -> None:
+    """The simulated GPU, in one or more of three ways."""
+    deploy_on_gpu(fleets_gpu(SimulatedGpu, models), name="simulated", call_ms=10.0, item_ms=0.5)
+
+
+def cuda_gpu(models: list[str]) -> None:
+    """The same with a policy on a real GPU. First what its calls take by themselves, in a process that is gone before the others begin."""
+    workers_import_from(Path(__file__).parent)
+    code = "import json, gpu_policy; print(json.dumps(gpu_policy.measured_curve()))"
+    found = json.loads(subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True).stdout)
+    from gpu_policy import CudaGpu
+
+    deploy_on_gpu(fleets_gpu(CudaGpu, models), num_gpus=1.0, **found)
 
 
 def balancing_gpu() -> None:
     """The demo's regulator on the simulated GPU, as a servable and as a model of 1.4.0."""
-    demo = str(Path(__file__).parent.parent / "examples" / "fleet_demo")
-    sys.path.append(demo)
-    # Ray's workers inherit this process's environment; they import the regulator from there.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [demo, os.environ.get("PYTHONPATH")]))
+    workers_import_from(Path(__file__).parent.parent / "examples" / "fleet_demo")
     from models import Regulator
 
     from inferential.serving import servable
 
-    class Balance(Device, Regulator):
+    class Balance(SimulatedGpu, Regulator):
         def __init__(self) -> None:
-            Device.__init__(self)
+            SimulatedGpu.__init__(self)
             Regulator.__init__(self, "cart-pole")
 
         def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
-            self.run(1)
-            return Regulator.infer(self, obs)
+            return self.infer_batch([obs])[0]
 
         def infer_batch(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
-            self.run(len(batch))
+            self.occupy(len(batch))
             return [Regulator.infer(self, obs) for obs in batch]
 
     class BalanceOneByOne(Balance):
@@ -277,8 +318,10 @@ def main() -> None:
             raw_worker(args.endpoint, bool(args.copy))
         case "cluster":
             cluster(args.models.split(","), args.replicas)
-        case "gpu":
-            simulated_gpu()
+        case "simulated-gpu":
+            simulated_gpu(args.models.split(","))
+        case "cuda-gpu":
+            cuda_gpu(args.models.split(","))
         case "balancing-gpu":
             balancing_gpu()
         case "ours":
