@@ -51,7 +51,12 @@ def ideal_robots(call_ms: float, item_ms: float) -> float:
     """Robots that a GPU of `call_ms + item_ms * requests` per call carries where nothing else takes time: each observation waits for the
     call that is running and is answered by the next, so both together may take the budget."""
     cycle_ms = BUDGET_MS / 2
-    return min(BATCH, (cycle_ms - call_ms) / item_ms) * 1e3 / cycle_ms / HZ
+    batch = min(BATCH, (cycle_ms - call_ms) / item_ms)
+    if batch < 1:
+        raise ValueError(
+            f"a call with one observation takes {call_ms + item_ms:.1f} ms: two are not done in {BUDGET_MS:g} ms"
+        )
+    return batch * 1e3 / cycle_ms / HZ
 
 
 def beside(scenario: Scenario, count: int, found: Row) -> Row:
@@ -80,10 +85,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks")
     args = parser.parse_args()
     section = "fleet" if args.device == "simulated" else f"fleet_{args.device}"
-    asked = shlex.join(
-        word for word, before in zip(sys.argv[1:], sys.argv, strict=False) if "--out" not in (word, before)
-    )
-    record: Row = {"command": f"make bench-fleet ARGS={asked!r}" if asked else "make bench-fleet", "machine": machine()}
+    words = [word for word, before in zip(sys.argv[1:], sys.argv, strict=False) if "--out" not in (word, before)]
+    asked = shlex.quote(shlex.join(word for word in words if not word.startswith("--out=")))
+    record: Row = {"command": f"make bench-fleet ARGS={asked}" if words else "make bench-fleet", "machine": machine()}
     results: dict[str, dict[str, list[Row]]] = {}
     args.out.mkdir(parents=True, exist_ok=True)
 
@@ -122,7 +126,8 @@ def main() -> int:
         robots = [round(share * ideal) for share in LOADS] if args.robots is None else args.robots
         overload = [round(OVERLOAD * ideal)] if args.overload is None else args.overload
         peers_robots = [*PEERS_ROBOTS, round(PEERS_LOAD * ideal)] if args.peers_robots is None else args.peers_robots
-        args.config["models"]["known"]["gpu"] |= line
+        known = args.config.setdefault("models", {}).setdefault("known", {})
+        known["gpu"] = known.get("gpu", {}) | line
         write(gpu=gpu, settings=args.config)
         options = ["ours", "--address", stand["address"], "--models", "gpu", "--config", json.dumps(args.config)]
         with Stand("stands", *options) as server:

@@ -99,7 +99,7 @@ def measured_curve() -> dict[str, Any]:
     item_ms, call_ms = np.polyfit([int(size) for size in taken], list(taken.values()), 1).tolist()
     return {
         "name": torch.cuda.get_device_name(),
-        "call_ms": round(call_ms, 3),
+        "call_ms": round(max(0.0, call_ms), 3),
         "item_ms": round(item_ms, 3),
         "ms_by_batch_size": taken,
     }

@@ -224,9 +224,9 @@ def cycle_table(rows_by_count: dict[str, list[Row]], gpu: Row) -> list[str]:
     lines = [
         "",
         f"What a batch cycle costs beyond the ideal {gpu['call_ms']:g} ms + {gpu['item_ms']:g} ms per request: means over calls that",
-        "followed another without a pause. The model's own excess is that of `time.sleep`; between calls is what is not hidden behind the",
-        "call before: ways to the replica and back, threads, the server's loop. On the wire is one way between a client and the server,",
-        "outside of the cycle.",
+        "followed another without a pause. The model's own excess is that of `time.sleep` where the GPU is simulated; between calls",
+        "is what is not hidden behind the call before: ways to the replica and back, threads, the server's loop. On the wire is one way",
+        "between a client and the server, outside of the cycle.",
         "",
         "| robots | calls | staged | requests per call | ideal ms | in the model ms | cycle ms | model's excess ms | between calls ms "
         "| on the wire ms |",

@@ -1,10 +1,10 @@
 """The direct path, the model's end: inside a Serve replica, takes calls from all servers that know this model.
 
 Threads: one leads, that is, it does the I/O with all servers; one stands by; one looks up in Ray which servers there are. An async
-model runs on Serve's event loop. A sync model has as many threads as calls may run, and one beside them that decodes and encodes
-while they run. A sync model that has been quick so far is run by the leading thread itself, as handing a call to another thread and back
-costs more than such a model; where it takes longer than 5 ms after all, the thread that stands by takes over the sockets, so no
-inference ever stops the I/O.
+model runs on Serve's event loop. A sync model has as many threads as calls may run, of which the first is always preferred, and others
+that decode and encode while they run. A sync model without a warm_up that has been quick so far is run by the leading thread itself, as
+handing a call to another thread and back costs more than such a model; where it takes longer than 5 ms after all, the thread that
+stands by takes over the sockets, so no inference ever stops the I/O.
 Heartbeats are ZMQ's own and need none of these threads.
 """
 
@@ -98,6 +98,45 @@ _Waiting = tuple[_Job, Prepared | None, float]
 """A call for a model thread: decoded or not, and the seconds that took."""
 
 
+@dataclass(slots=True, eq=False)
+class _Lane:
+    """A model thread."""
+
+    index: int
+    calls: queue.SimpleQueue[_Waiting | None] = field(default_factory=queue.SimpleQueue)
+    idle: bool = False
+    """It waits for a call; guarded by the mutex."""
+
+
+class ModelThread:
+    """A daemon thread that runs what it is given, one thing after the other. What raises is raised where it is waited for, and ends it."""
+
+    def __init__(self, name: str) -> None:
+        self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], concurrent.futures.Future[Any]] | None] = (
+            queue.SimpleQueue()
+        )
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def submit(self, job: Callable[[], Any]) -> concurrent.futures.Future[Any]:
+        """Runs it next."""
+        done: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        self._jobs.put((job, done))
+        return done
+
+    def close(self) -> None:
+        """Ends it after what it has been given."""
+        self._jobs.put(None)
+
+    def _run(self) -> None:
+        while (entry := self._jobs.get()) is not None:
+            job, done = entry
+            try:
+                done.set_result(job())
+            except BaseException as e:
+                done.set_exception(e)
+                return
+
+
 def _gate(places: int) -> queue.SimpleQueue[None]:
     """Lets so many through at a time, each taking a place and putting it back; quicker than a Semaphore."""
     gate: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -115,6 +154,7 @@ class ReplicaLinks:
         max_batch_size: requests that a call may have.
         max_ongoing: asked now and then: how many calls may run at the same time.
         loop: where an async model runs.
+        thread: where the model was warmed up: the first thread that runs its calls; a model that was runs nowhere but in model threads.
         find_servers: the servers that there are, by id; blocks.
     """
 
@@ -126,6 +166,7 @@ class ReplicaLinks:
         max_batch_size: int,
         max_ongoing: Callable[[], int],
         loop: asyncio.AbstractEventLoop,
+        thread: ModelThread | None = None,
     ) -> None:
         self._model = model
         self._identity = identity
@@ -138,7 +179,8 @@ class ReplicaLinks:
         self._commands: deque[Callable[[], None]] = deque()
         self._pending: deque[_Job] = deque()  # received, not yet given to the model
         self._finished: deque[tuple[_Job, bytes, list[Any]]] = deque()
-        self._mutex = threading.Lock()  # guards the next four, and _to_run
+        self._warm_thread = thread
+        self._mutex = threading.Lock()  # guards the next four, and those of the model threads
         self._leader = 0  # ident of the thread that leads
         self._inline_since = 0.0  # when the leader began to run a call itself; 0: it does not
         self._armed = False  # whether the thread that stands by watches the leader
@@ -149,10 +191,13 @@ class ReplicaLinks:
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
-        self._calls: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()  # for the model threads
-        self._beside: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()  # for the one beside them
+        self._lanes: list[_Lane] = []
+        self._ready: deque[_Waiting] = deque()  # for whichever model thread is idle first
         self._to_run = 0  # calls between the leader and the end of their run in a model thread
-        self._model_threads = 0
+        self._beside: queue.SimpleQueue[Callable[[], None] | None] = (
+            queue.SimpleQueue()
+        )  # for the threads beside the model's
+        self._helpers = 0
         self._thread_gate = _gate(self._limit)
         self._loop_gate = asyncio.Semaphore(self._limit)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -164,21 +209,6 @@ class ReplicaLinks:
         self._left: concurrent.futures.Future[None] = concurrent.futures.Future()
 
     # --- from other threads ---
-
-    def warm_up(self) -> concurrent.futures.Future[None]:
-        """Calls the warm_up of a sync model in the thread that will run its calls; the first one, where several may run. Before `start`."""
-        done: concurrent.futures.Future[None] = concurrent.futures.Future()
-
-        def first() -> None:
-            try:
-                asyncio.run(self._model.warm_up())
-            except BaseException as e:
-                done.set_exception(e)
-            else:
-                done.set_result(None)
-
-        self._add_model_thread(first)
-        return done
 
     def start(self, ready: Callable[[], bool]) -> None:
         """Begins to look for servers once `ready` (asked in a thread, may block) says so."""
@@ -312,9 +342,12 @@ class ReplicaLinks:
         for name in list(self._servers):
             self._close(name)
         self._context.destroy(linger=200)
-        for _ in range(self._model_threads):
-            self._calls.put(None)
-        self._beside.put(None)
+        for lane in self._lanes:
+            lane.calls.put(None)
+        if self._warm_thread is not None:
+            self._warm_thread.close()
+        for _ in range(self._helpers):
+            self._beside.put(None)
 
     def _turn(self) -> None:
         """Does all that can be done now, then waits. Returns at once when another thread leads."""
@@ -358,7 +391,8 @@ class ReplicaLinks:
         if self._model.is_async:
             self._loop.call_soon_threadsafe(self._spawn, job)
             return True
-        if self._slow_share < SLOW_SHARE and self._standing_by and self._to_run < self._limit:
+        quick = self._slow_share < SLOW_SHARE and self._warm_thread is None
+        if quick and self._standing_by and self._to_run < self._limit:
             gate = self._thread_gate
             try:
                 gate.get_nowait()
@@ -369,10 +403,18 @@ class ReplicaLinks:
         with self._mutex:
             before = self._to_run
             self._to_run += 1
-        if self._model_threads < min(before + 1, self._limit):
-            self._add_model_thread()
+        try:
+            if len(self._lanes) < min(before + 1, self._limit):
+                self._add_lane()
+            if not self._helpers or (self._helpers < self._limit and self._beside.qsize()):
+                self._add_helper()
+        except RuntimeError as e:  # there can be no more threads
+            if not (self._lanes and self._helpers):
+                self._ended()
+                self._finished.append(self._encode_failure(job, e))
+                return True
         if before < self._limit:
-            self._calls.put((job, None, 0.0))
+            self._offer((job, None, 0.0))
         else:  # it is decoded while those before it run
             self._beside.put(partial(self._decode, job))
         return True
@@ -619,34 +661,52 @@ class ReplicaLinks:
 
     # --- the model ---
 
-    def _add_model_thread(self, first: Callable[[], None] | None = None) -> None:
-        if not self._model_threads:
-            threading.Thread(target=self._help, name="inferential-codec", daemon=True).start()
-        name = f"inferential-model-{self._model_threads}"
-        threading.Thread(target=self._run_calls, args=(first,), name=name, daemon=True).start()
-        self._model_threads += 1
+    def _add_lane(self) -> None:
+        lane = _Lane(len(self._lanes))
+        run = partial(self._run_calls, lane)
+        if not self._lanes and self._warm_thread is not None:
+            self._warm_thread.submit(run)
+        else:
+            threading.Thread(target=run, name=f"inferential-model-{lane.index}", daemon=True).start()
+        self._lanes.append(lane)
 
-    def _run_calls(self, first: Callable[[], None] | None) -> None:
+    def _add_helper(self) -> None:
+        threading.Thread(target=self._help, name=f"inferential-codec-{self._helpers}", daemon=True).start()
+        self._helpers += 1
+
+    def _offer(self, call: _Waiting) -> None:
+        """Gives a call to the first model thread that is idle; it waits where none is. Those beyond a limit that was lowered get none."""
+        with self._mutex:
+            for lane in self._lanes[: self._limit]:
+                if lane.idle:
+                    lane.idle = False
+                    break
+            else:
+                self._ready.append(call)
+                return
+        lane.calls.put(call)
+
+    def _run_calls(self, lane: _Lane) -> None:
         """A model thread. What a framework keeps for each thread (the plans of cuDNN, a graphics context) is found again by every call.
 
-        The next call goes before the last one's results: the thread beside encodes those, so that the device is never idle for it.
+        The next call goes before the last one's results: a thread beside encodes those, so that the device is never idle for it.
         """
-        if first is not None:
-            first()
         ran: tuple[_Job, Prepared] | None = None
         while True:
-            try:
-                waiting = self._calls.get_nowait()
-            except queue.Empty:
+            with self._mutex:
+                call = self._ready.popleft() if self._ready and lane.index < self._limit else None
+                lane.idle = call is None and ran is None
+            if call is None:
                 if ran is not None:
                     self._encode_results(*ran)
                     ran = None
-                waiting = self._calls.get()
+                    continue
+                call = lane.calls.get()
+                if call is None:
+                    return
             if ran is not None:
                 self._beside.put(partial(self._encode_results, *ran))
-            if waiting is None:
-                return
-            ran = self._run(*waiting)
+            ran = self._run(*call)
 
     def _run(self, job: _Job, prepared: Prepared | None, decode_s: float) -> tuple[_Job, Prepared] | None:
         """Runs a call, and decodes it where that is yet to be done. None where there are no results to encode."""
@@ -675,7 +735,7 @@ class ReplicaLinks:
             self._to_run -= 1
 
     def _help(self) -> None:
-        """The thread beside the model's: decodes calls while others run, and encodes results while the next ones do."""
+        """A thread beside the model's: decodes calls while others run, and encodes results while the next ones do."""
         while (step := self._beside.get()) is not None:
             step()
 
@@ -687,7 +747,7 @@ class ReplicaLinks:
             self._ended()
             self._answered(self._encode_failure(job, e))
         else:
-            self._calls.put((job, prepared, time.monotonic() - started))
+            self._offer((job, prepared, time.monotonic() - started))
 
     def _encode_results(self, job: _Job, prepared: Prepared) -> None:
         try:

@@ -26,8 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from inferential.errors import ConfigError
 
 if TYPE_CHECKING:
-    from inferential.model_call import ModelCall
-    from inferential.replica import ReplicaLinks
+    from inferential.replica import ModelThread
 
 logger = logging.getLogger("inferential.replica")
 
@@ -44,8 +43,8 @@ def servable(cls: C) -> C:
 
     * `infer_batch(self, batch)`: a list of observations in, a list of results out, an Exception in place of one that
       failed; `max_batch_size` (an attribute, 32) bounds the list;
-    * `warm_up(self)`: called before traffic; that of a sync model in the thread that runs its calls (the first, where several may run), as
-      GPU libraries keep things for each thread.
+    * `warm_up(self)`: called before traffic. Where neither it nor the model is async: in the thread that runs the calls (the first, where
+      several may run), as GPU libraries keep things for each thread.
 
     Not more calls run at the same time than the deployment's `max_ongoing_requests` says; a sync model that is not
     thread-safe sets that to 1. Everything else is as in any deployment, and calls through Serve handles still work.
@@ -74,27 +73,38 @@ class _Servable:
         made: Any = super().__init__(*args, **kwargs)
         if _replica_context() is None:
             return made  # noqa: PLE0101 (Serve awaits what a coroutine __init__ gives)
-        warm_up = getattr(self, "warm_up", None)
-        if inspect.isawaitable(made) or inspect.iscoroutinefunction(warm_up):
+        if inspect.isawaitable(made) or inspect.iscoroutinefunction(getattr(self, "warm_up", None)):
             return self._inferential_made(made)  # noqa: PLE0101
-        model, links = self._inferential_link()
-        if warm_up is not None:
-            if model.is_async:
-                warm_up()
-            else:
-                links.warm_up().result()
-        self._inferential_attach(links)
+        thread, warming = self._inferential_warm_up()
+        if thread is not None:
+            warming.result()
+        self._inferential_attach(thread)
         return None
 
     async def _inferential_made(self, made: Any) -> None:
         if inspect.isawaitable(made):
             await made
-        model, links = self._inferential_link()
-        if hasattr(self, "warm_up"):
-            await (model.warm_up() if model.is_async else asyncio.wrap_future(links.warm_up()))
-        self._inferential_attach(links)
+        thread, warming = self._inferential_warm_up()
+        if thread is not None:
+            await asyncio.wrap_future(warming)
+        elif inspect.isawaitable(warming):
+            await warming
+        self._inferential_attach(thread)
 
-    def _inferential_link(self) -> tuple[ModelCall, ReplicaLinks]:
+    def _inferential_warm_up(self) -> tuple[ModelThread | None, Any]:
+        """Begins with it, where there is one: a thread and what to wait for; no thread where model or warm_up is async."""
+        from inferential.model_call import ModelCall
+        from inferential.replica import ModelThread
+
+        warm_up = getattr(self, "warm_up", None)
+        if warm_up is None:
+            return None, None
+        if inspect.iscoroutinefunction(warm_up) or ModelCall(self, "").is_async:
+            return None, warm_up()
+        thread = ModelThread("inferential-model-0")
+        return thread, thread.submit(warm_up)
+
+    def _inferential_attach(self, thread: ModelThread | None) -> None:
         import ray
 
         from inferential.model_call import ModelCall
@@ -107,11 +117,13 @@ class _Servable:
         )
         size = int(getattr(self, "max_batch_size", DEFAULT_MAX_BATCH_SIZE)) if model.batched else 1
         links = ReplicaLinks(
-            model, identity, max_batch_size=size, max_ongoing=_max_ongoing_requests, loop=asyncio.get_running_loop()
+            model,
+            identity,
+            max_batch_size=size,
+            max_ongoing=_max_ongoing_requests,
+            loop=asyncio.get_running_loop(),
+            thread=thread,
         )
-        return model, links
-
-    def _inferential_attach(self, links: ReplicaLinks) -> None:
         self._inferential_links = links
         # This process is the replica's. Looking through all that Ray and the model have loaded for cycles would stop it for 100 ms.
         gc.freeze()

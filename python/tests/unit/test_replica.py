@@ -18,7 +18,7 @@ from inferential.backends import cluster, direct, link
 from inferential.backends.direct import DirectPath
 from inferential.config.schema import InferentialConfig
 from inferential.model_call import ModelCall
-from inferential.replica import Identity, ReplicaLinks
+from inferential.replica import Identity, ModelThread, ReplicaLinks
 from inferential.scheduling.request import CallResult, ItemError
 from tests.integration.ray_driver import Driver, decode
 
@@ -58,15 +58,18 @@ async def server(store: Store) -> AsyncIterator[Driver]:
 async def replica(
     model: Any, name: str = "r", max_ongoing: Callable[[], int] = lambda: 2
 ) -> AsyncIterator[ReplicaLinks]:
+    thread = None
+    if hasattr(model, "warm_up"):
+        thread = ModelThread("inferential-model-0")
+        await asyncio.wrap_future(thread.submit(model.warm_up))
     links = ReplicaLinks(
         ModelCall(model, "m"),
         Identity(name, "m", "here"),
         max_batch_size=4,
         max_ongoing=max_ongoing,
         loop=asyncio.get_running_loop(),
+        thread=thread,
     )
-    if hasattr(model, "warm_up"):
-        await asyncio.wrap_future(links.warm_up())
     links.start(lambda: True)
     try:
         yield links
@@ -115,26 +118,51 @@ def test_quick_model_and_a_call_that_is_not(store: Store) -> None:
     asyncio.run(main())
 
 
+class Warm(Where):
+    warmed_up = ""
+
+    def warm_up(self) -> None:
+        self.warmed_up = threading.current_thread().name
+
+
+async def threads(driver: Driver, r: Any, seconds: float) -> set[str]:
+    """Where 25 calls ran, one after the other."""
+    return {decode(await ask(driver, r, s=seconds))["thread"] for _ in range(25)}
+
+
 def test_all_calls_come_from_the_thread_that_was_warmed_up(store: Store) -> None:
     """GPU libraries keep plans for each thread: in another one every batch size would be slow once more."""
 
-    class Warm(Where):
-        warmed_up = ""
-
-        def warm_up(self) -> None:
-            self.warmed_up = threading.current_thread().name
-
     model = Warm()
-
-    async def lane(driver: Driver, r: Any) -> set[str]:
-        return {decode(await ask(driver, r, s=0.001))["thread"] for _ in range(25)}
 
     async def main() -> None:
         async with server(store) as driver, replica(model, max_ongoing=lambda: 1):
             (r,) = await driver.replica("m")
-            found = await asyncio.gather(*(lane(driver, r) for _ in range(4)))
+            found = await asyncio.gather(*(threads(driver, r, s) for s in (0.0, 0.001, 0.001, 0.002)))
             assert set().union(*found) == {model.warmed_up}
-            assert model.warmed_up.startswith("inferential-model")
+            assert model.warmed_up == "inferential-model-0"
+
+    asyncio.run(main())
+
+
+def test_when_fewer_calls_may_run_the_thread_that_was_warmed_up_is_left(store: Store) -> None:
+    limit = 3
+    model = Warm()
+
+    async def main() -> None:
+        async with server(store) as driver, replica(model, max_ongoing=lambda: limit):
+            (r,) = await driver.replica("m")
+            together = await asyncio.gather(*(threads(driver, r, 0.01) for _ in range(4)))
+            assert set().union(*together) == {f"inferential-model-{i}" for i in range(3)}
+            set_limit(1)
+            await driver.until(lambda: [r.slots for r in driver.of("m")] == [1])
+            (r,) = driver.of("m")
+            left = await asyncio.gather(*(threads(driver, r, 0.001) for _ in range(3)))
+            assert set().union(*left) == {model.warmed_up}
+
+    def set_limit(to: int) -> None:
+        nonlocal limit
+        limit = to
 
     asyncio.run(main())
 
@@ -163,25 +191,6 @@ def test_calls_run_in_the_order_in_which_they_came(store: Store) -> None:
                 await driver.outcome(call)
             assert model.seen == sorted(model.seen)
             assert len(model.seen) == 200
-
-    asyncio.run(main())
-
-
-def test_a_failed_warm_up_is_told_to_who_waits_for_it() -> None:
-    class Broken(Where):
-        def warm_up(self) -> None:
-            raise ValueError("no such weights")
-
-    async def main() -> None:
-        links = ReplicaLinks(
-            ModelCall(Broken(), "m"),
-            Identity("r", "m", "here"),
-            max_batch_size=1,
-            max_ongoing=lambda: 1,
-            loop=asyncio.get_running_loop(),
-        )
-        with pytest.raises(ValueError, match="no such weights"):
-            await asyncio.wait_for(asyncio.wrap_future(links.warm_up()), 10.0)
 
     asyncio.run(main())
 

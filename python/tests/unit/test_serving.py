@@ -7,6 +7,8 @@ import logging
 import os
 import subprocess
 import sys
+import threading
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -67,6 +69,118 @@ def test_async_init_is_awaited_by_serve_alone() -> None:
         model = Slow.__new__(Slow)
         await model.__init__()  # type: ignore[misc]
         assert model.ready
+
+    asyncio.run(main())
+
+
+async def made_by_serve(cls: type, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[str, Any]]:
+    """An instance as a Serve replica makes it, and what its links got."""
+    got: dict[str, Any] = {}
+
+    class Links:
+        def __init__(self, model: Any, identity: Any, **options: Any) -> None:
+            got.update(options, model=model)
+
+        def start(self, ready: Any) -> None:
+            got["started"] = True
+
+        closed = True
+
+    context = SimpleNamespace(app_name="m", deployment="d", replica_tag="r")
+    monkeypatch.setattr(serving, "_replica_context", lambda: context)
+    monkeypatch.setattr(serving, "_normal_priority", lambda: None)
+    monkeypatch.setattr(serving.gc, "freeze", lambda: None)
+    monkeypatch.setattr("inferential.replica.ReplicaLinks", Links)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "n"))
+    model = cls.__new__(cls)
+    initialised = model.__init__()
+    if asyncio.iscoroutine(initialised):
+        await initialised
+    return model, got
+
+
+def test_a_sync_model_is_warmed_up_in_its_thread_and_may_change_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    @servable
+    class Compiles:
+        def infer_batch(self, batch: list[Any]) -> list[Any]:
+            return batch
+
+        def warm_up(self) -> None:
+            self.where = threading.current_thread().name
+            self.max_batch_size = 7
+            self.infer_batch = lambda batch: ["compiled" for _ in batch]  # type: ignore[method-assign]
+
+    async def main() -> None:
+        model, got = await made_by_serve(Compiles, monkeypatch)
+        assert model.where == "inferential-model-0"
+        assert got["max_batch_size"] == 7
+        assert got["started"]
+        where = await asyncio.wrap_future(got["thread"].submit(lambda: threading.current_thread().name))
+        assert where == model.where, "the links go on in that thread"
+        got["thread"].close()
+        model_call = got["model"]
+        prepared = model_call.prepare([])
+        prepared.observations, prepared.results = [{}, {}], [None, None]
+        model_call.execute_sync(prepared)
+        assert prepared.results == ["compiled", "compiled"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("async_init", [False, True])
+@pytest.mark.parametrize("async_infer", [False, True])
+def test_an_async_warm_up_runs_on_serves_loop(
+    monkeypatch: pytest.MonkeyPatch, async_init: bool, async_infer: bool
+) -> None:
+    class Model:
+        def infer(self, obs: Any) -> Any:
+            return obs
+
+        async def warm_up(self) -> None:
+            self.loop = asyncio.get_running_loop()
+
+    if async_init:
+
+        async def init(self: Any) -> None:
+            self.task = asyncio.get_running_loop().create_task(asyncio.sleep(0, "weights"))
+
+        Model.__init__ = init  # type: ignore[method-assign, assignment]
+    if async_infer:
+
+        async def infer(self: Any, obs: Any) -> Any:
+            return obs
+
+        Model.infer = infer  # type: ignore[method-assign]
+
+    async def main() -> None:
+        model, got = await made_by_serve(servable(Model), monkeypatch)
+        assert model.loop is asyncio.get_running_loop()
+        assert got["thread"] is None
+        assert got["started"]
+        if async_init:
+            assert await model.task == "weights"
+
+    asyncio.run(main())
+
+
+def test_a_failed_warm_up_fails_the_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    @servable
+    class Broken:
+        def infer(self, obs: Any) -> Any:
+            return obs
+
+        def warm_up(self) -> None:
+            self.thread = threading.current_thread()
+            threads.append(self.thread)
+            raise ValueError("no such weights")
+
+    threads: list[threading.Thread] = []
+
+    async def main() -> None:
+        with pytest.raises(ValueError, match="no such weights"):
+            await made_by_serve(Broken, monkeypatch)
+        threads[0].join(10.0)
+        assert not threads[0].is_alive()
 
     asyncio.run(main())
 
