@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -367,6 +368,8 @@ OUR_CONFIG = json.dumps(
     }
 )
 
+OWN_LENGTH = ["memory", "cpp", "rust"]
+"""Sections for which --rounds and --seconds change nothing."""
 SECTIONS = ["roundtrip", "handle", "direct", "clients", "replicas", "idle", "memory", "cpp", "rust"]
 
 
@@ -406,7 +409,8 @@ def main() -> int:
         print(f"== {section}", flush=True)
         facts = machine()
         results = getattr(bench, section)()
-        command = f"make bench ARGS='{section} --rounds {args.rounds} --seconds {args.seconds:g}'"
+        options = "" if section in OWN_LENGTH else f" --rounds {args.rounds} --seconds {args.seconds:g}"
+        command = f"make bench ARGS={shlex.quote(section + options)}"
         (args.out / f"{section}.json").write_text(
             json.dumps({"command": command, "machine": facts, "results": results}, indent=1) + "\n"
         )

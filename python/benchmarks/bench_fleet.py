@@ -13,6 +13,7 @@ With --device cuda the GPU is a real one with a policy on it (gpu_policy.py), an
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import shlex
 import subprocess
@@ -84,6 +85,10 @@ def main() -> int:
     parser.add_argument("--config", type=json.loads, default=settings, help="settings of this project's server, JSON")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks")
     args = parser.parse_args()
+    if args.device == "cuda" and importlib.util.find_spec("torch") is None:
+        parser.error(
+            "--device cuda needs torch, with CUDA, in the environment that `make setup-python` made, and an NVIDIA GPU"
+        )
     section = "fleet" if args.device == "simulated" else f"fleet_{args.device}"
     words = [word for word, before in zip(sys.argv[1:], sys.argv, strict=False) if "--out" not in (word, before)]
     asked = shlex.quote(shlex.join(word for word in words if not word.startswith("--out=")))
