@@ -131,6 +131,8 @@ def story(
             again.wait()
             bound_at_s = time.monotonic()
             story.each(came_back)
+            # The replicas of the two models look for servers by clocks of their own; a model without a replica is UNAVAILABLE.
+            wait_until_ready(again.address, ["inspector", "gate"])
             story.each(ask)
             story.entered += gate.entered(1)
             again.terminate()
