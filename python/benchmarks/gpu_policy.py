@@ -58,7 +58,7 @@ class CudaGpu:
         self._states = torch.empty((self.max_batch_size, STATE), dtype=torch.float32, pin_memory=True)
 
     def warm_up(self) -> None:
-        """Each batch size once, in the thread that will call: cuDNN keeps its plans, of some 60 ms each, for each thread."""
+        """Each batch size once, in the thread that will call: plans of some 60 ms each are kept for each thread."""
         some = {"image": np.zeros((SIDE, SIDE, 3), np.uint8), "x": np.zeros(STATE, np.float32), "seq": np.zeros(1)}
         for size in range(1, self.max_batch_size + 1):
             self.run([some] * size)

@@ -130,6 +130,8 @@ class ModelThread:
     def _run(self) -> None:
         while (entry := self._jobs.get()) is not None:
             job, done = entry
+            if not done.set_running_or_notify_cancel():
+                continue
             try:
                 done.set_result(job())
             except BaseException as e:
@@ -194,9 +196,8 @@ class ReplicaLinks:
         self._lanes: list[_Lane] = []
         self._ready: deque[_Waiting] = deque()  # for whichever model thread is idle first
         self._to_run = 0  # calls between the leader and the end of their run in a model thread
-        self._beside: queue.SimpleQueue[Callable[[], None] | None] = (
-            queue.SimpleQueue()
-        )  # for the threads beside the model's
+        # For the threads beside the model's, of which there are so many.
+        self._beside: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._helpers = 0
         self._thread_gate = _gate(self._limit)
         self._loop_gate = asyncio.Semaphore(self._limit)
@@ -687,7 +688,7 @@ class ReplicaLinks:
         lane.calls.put(call)
 
     def _run_calls(self, lane: _Lane) -> None:
-        """A model thread. What a framework keeps for each thread (the plans of cuDNN, a graphics context) is found again by every call.
+        """A model thread. What a framework keeps for each thread (plans of kernels, a graphics context) is found again by every call.
 
         The next call goes before the last one's results: a thread beside encodes those, so that the device is never idle for it.
         """

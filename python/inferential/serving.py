@@ -99,7 +99,7 @@ class _Servable:
         warm_up = getattr(self, "warm_up", None)
         if warm_up is None:
             return None, None
-        if inspect.iscoroutinefunction(warm_up) or ModelCall(self, "").is_async:
+        if inspect.iscoroutinefunction(warm_up) or ModelCall(self, _replica_context().app_name).is_async:
             return None, warm_up()
         thread = ModelThread("inferential-model-0")
         return thread, thread.submit(warm_up)
