@@ -17,6 +17,10 @@ std::string check_name(std::string_view what, std::string_view name) {
   return error;
 }
 
+// News of the link takes longer to come, and a robot cannot act on it sooner: a send that follows a look so soon does
+// without one. If it finds the link broken it looks at once.
+constexpr Time look_every = std::chrono::microseconds(100);
+
 std::string check_client(std::string_view id, std::string_view type) {
   if (id.empty()) return "client_id must not be empty";
   auto error = check_name("client_id", id);
@@ -209,14 +213,19 @@ void Core::return_draft(std::unique_ptr<Draft> draft) noexcept {
 
 // ---- input
 
-void Core::pump(Time now, bool look) {
+void Core::pump(Time now, Reading reading) {
   if (closed_) return;
-  if (look) transport_.look();
+  if (reading != Reading::Known) {
+    transport_.look();
+    looked_at_ = now;
+  }
   link_events_.clear();
   while (const auto event = transport_.next_link_event()) link_events_.push_back(*event);
   while (auto received = transport_.receive(*pool_)) {
     // Not the time of the call: what comes meanwhile came later.
     session_.receive(std::move(received->message), received->framed, Core::now());
+    // To find out that there is no more costs system calls.
+    if (reading == Reading::Awaited && link_events_.empty() && !session_.next_expiry()) break;
   }
   for (const auto event : link_events_) {
     const auto before = session_.link_state();
@@ -227,7 +236,7 @@ void Core::pump(Time now, bool look) {
     }
     note_link(before);
   }
-  if (look) session_.expire(now);  // what came in time is read by then, however late
+  if (reading != Reading::Known) session_.expire(now);  // what came in time is read by then, however late
   if (session_.take_v1_notice()) {
     notice(
         "the server speaks protocol version 1: replies are matched by model in order of arrival, and there is no "
@@ -242,9 +251,9 @@ void Core::wait(Time now, Time deadline) {
 
 Session::Taken Core::await(Session::ModelIndex model, Session::Taken (Session::*take)(Session::ModelIndex),
                            Time deadline) {
-  for (bool look = false;; look = true) {
+  for (Reading reading = Reading::Known;; reading = Reading::Awaited) {
     const Time at = now();
-    pump(at, look || at >= deadline || !session_.awaits(model));  // where a wait follows, that one looks
+    pump(at, at < deadline && session_.awaits(model) ? reading : Reading::All);
     auto taken = (session_.*take)(model);
     if (taken.outcome != Session::Taken::Outcome::Wait || at >= deadline) return taken;
     wait(at, deadline);
@@ -303,8 +312,8 @@ void Core::await_first_handshake(double timeout_ms) {
   waited_for_handshake_ = true;
   if (first && session_.link_state() == LinkState::Connecting) {
     await_up(std::min<double>(timeout_ms, options_.connect_timeout_ms));
-  } else {
-    pump(now());
+  } else if (const Time at = now(); at - looked_at_ >= look_every) {
+    pump(at);
   }
 }
 
@@ -348,8 +357,9 @@ Result<std::uint64_t> Core::send(Draft& draft) {
     throw;
   }
   session_.transmitted(ticket.request_id, sent);
-  if (!sent) return not_sent_error(ticket.request_id);
-  return ticket.request_id;
+  if (sent) return ticket.request_id;
+  pump(now());  // either nobody is there any more, as the monitor then says, or the queue is full
+  return not_sent_error(ticket.request_id);
 }
 
 bool Core::cancel(Session::ModelIndex model, std::uint64_t request_id) {

@@ -63,9 +63,13 @@ class Core {
   std::unique_ptr<Draft> new_draft() const;
 
   Session& session() noexcept { return session_; }
-  /// Reads what has arrived: frames first, then link events, then what has become overdue. Without `look`, only what
-  /// is known to be there, and nothing becomes overdue: for callers that wait next, which looks.
-  void pump(Time now, bool look = true);
+  enum class Reading {
+    All,      ///< looks, reads all there is, ends what has become overdue
+    Awaited,  ///< likewise, but reads no further where nothing is outstanding any more
+    Known,    ///< reads what is known to be there: for callers that wait next, which looks
+  };
+  /// Reads what has arrived: frames first, then link events.
+  void pump(Time now, Reading reading = Reading::All);
   Result<std::uint64_t> send(Draft& draft);
   bool cancel(Session::ModelIndex model, std::uint64_t request_id);
   Result<MessageRef> await_result(Session::ModelIndex model, double timeout_ms);
@@ -104,6 +108,7 @@ class Core {
   std::atomic<LinkState> last_link_state_{LinkState::Connecting};
   bool closed_ = false;
   bool waited_for_handshake_ = false;
+  Time looked_at_{0};
   std::vector<std::unique_ptr<Draft>> drafts_;
   std::vector<LinkState> link_changes_;  // not reported yet
   std::vector<Transport::LinkEvent> link_events_;

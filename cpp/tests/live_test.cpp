@@ -288,6 +288,18 @@ TEST(LiveTime, WhatCameInTimeIsNotOverdueForBeingReadLate) {
   EXPECT_TRUE(model.get_result(patience_ms));
 }
 
+TEST_F(Live, WhatNobodyAwaitsAnyMoreIsReadByALaterLook) {
+  auto model = connection.model("policy");
+  ASSERT_TRUE(model.observe().send());
+  const auto request = server.receive();
+  for (int i = 0; i < 3; ++i) server.answer(request);
+  ASSERT_TRUE(model.get_result(patience_ms));
+  for (const auto start = Clock::now(); connection.counters()->late_replies < 2;) {
+    ASSERT_LT(since_ms(start), patience_ms);
+  }
+  greet(model);
+}
+
 TEST_F(Live, LateAndOutOfOrderRepliesAreNeverTakenForNewOnes) {
   auto model = connection.model("policy");
   std::vector<Router::Request> requests;

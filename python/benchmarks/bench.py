@@ -1,4 +1,4 @@
-"""Benchmarks, side by side in one run: `make bench`, or `python bench.py [SECTION...] [--rounds N] [--seconds S] [--out DIR]`.
+"""Benchmarks, side by side in one run: `make bench`, or `python bench.py [SECTION...] [--rounds N] [--seconds S] [--in-flight K...] [--out DIR]`.
 
 Competitors take turns within each round, so that a slow moment of the machine hits all of them; figures are medians over the
 rounds, ratios are taken within a round. Each section writes DIR/SECTION.json; report.py turns those into docs/benchmarks.md.
@@ -76,6 +76,7 @@ class Bench:
         self.rounds = args.rounds
         self.seconds = args.seconds
         self.quick = args.quick
+        self.in_flight = args.in_flight
         self.failures: list[str] = []
 
     def options(self, size: str, in_flight: int = 1, clients: int = 1) -> list[str]:
@@ -165,7 +166,7 @@ class Bench:
                 Stand("stands", "ours", "--address", address, "--models", "servable,tuned", "--config", OUR_CONFIG)
             )
             peer = start(Stand("stands", "peer", "--address", address, "--models", "default", python=PEER_PYTHON))
-            for size, in_flight in [(s, k) for s in (SMALL, CAMERA, LARGE) for k in (1, 2, 4, 8, 16, 32, 64)]:
+            for size, in_flight in [(s, k) for s in (SMALL, CAMERA, LARGE) for k in self.in_flight]:
                 if size == LARGE and in_flight > 8:
                     continue
                 options = self.options(size, in_flight)
@@ -368,6 +369,7 @@ OUR_CONFIG = json.dumps(
     }
 )
 
+IN_FLIGHT = [1, 2, 4, 8, 16, 32, 64]
 OWN_LENGTH = ["memory", "cpp", "rust"]
 """Sections for which --rounds and --seconds change nothing."""
 SECTIONS = ["roundtrip", "handle", "direct", "clients", "replicas", "idle", "memory", "cpp", "rust"]
@@ -395,6 +397,7 @@ def main() -> int:
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    parser.add_argument("--in-flight", type=int, nargs="+", default=IN_FLIGHT, help="requests at a time, of direct")
     parser.add_argument("--quick", action="store_true", help="one short round: does it run at all")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where the JSON goes")
     args = parser.parse_args()
@@ -410,6 +413,8 @@ def main() -> int:
         facts = machine()
         results = getattr(bench, section)()
         options = "" if section in OWN_LENGTH else f" --rounds {args.rounds} --seconds {args.seconds:g}"
+        if section == "direct" and args.in_flight != IN_FLIGHT:
+            options += " --in-flight " + " ".join(map(str, args.in_flight))
         command = f"make bench ARGS={shlex.quote(section + options)}"
         (args.out / f"{section}.json").write_text(
             json.dumps({"command": command, "machine": facts, "results": results}, indent=1) + "\n"

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::endpoint::{after, Arrived, Descriptors, Endpoint, Wake};
+use crate::endpoint::{after, first_look, Arrived, Descriptors, Endpoint, Look, Wake};
 use crate::error::Error;
 use crate::observation::{Fields, Observation, Sent};
 use crate::options::{ConnectionOptions, ModelOptions};
@@ -63,7 +63,7 @@ struct Shared {
 }
 
 /// What one look at the session gave.
-enum Look<T> {
+enum Seen<T> {
     Done(T),
     Again,
     Wait(Option<Arc<Bell>>, Instant),
@@ -78,26 +78,26 @@ impl Shared {
         mut look: impl FnMut(&mut Session) -> Option<T>,
         expire: impl Fn(&mut Session) -> T,
     ) -> T {
-        let mut arrived = None;
+        let mut how = first_look(deadline);
         loop {
-            let found = self.endpoint.with_arrived(arrived.take(), |inner, now, more| {
+            let found = self.endpoint.with_look(how, |inner, now, more| {
                 if let Some(found) = look(&mut inner.session) {
-                    return Look::Done(found);
+                    return Seen::Done(found);
                 }
                 if now >= deadline {
-                    return Look::Done(expire(&mut inner.session));
+                    return Seen::Done(expire(&mut inner.session));
                 }
                 if more {
-                    return Look::Again;
+                    return Seen::Again;
                 }
                 let until = timer(&inner.session).map_or(deadline, |timer| timer.min(deadline));
-                Look::Wait(inner.wake.hang(), until)
+                Seen::Wait(inner.wake.hang(), until)
             });
             match found {
-                Look::Done(found) => return found,
-                Look::Again => {}
-                Look::Wait(bell, until) => {
-                    arrived = self.sleep(bell.as_deref(), until);
+                Seen::Done(found) => return found,
+                Seen::Again => how = Look::Now,
+                Seen::Wait(bell, until) => {
+                    how = self.sleep(bell.as_deref(), until).map_or(Look::Now, Look::Found);
                     if let Some(bell) = bell {
                         self.endpoint.peek(|inner| inner.wake.take_down(bell));
                     }

@@ -31,15 +31,31 @@ pub(crate) trait Wake: Send + 'static {
     fn wake(&mut self);
 }
 
+/// News of the link takes longer to come, and a robot cannot act on it sooner: what follows a look so soon does without one.
+/// A send that then finds the link broken looks at once.
+const LOOK_EVERY: Duration = Duration::from_micros(100);
+
 /// Which of the two may have something to read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Arrived {
-    messages: bool,
-    link_events: bool,
+    pub(crate) messages: bool,
+    pub(crate) link_events: bool,
 }
 
 /// Nobody has looked.
 const UNKNOWN: Arrived = Arrived { messages: true, link_events: true };
+
+/// How a call finds out what has arrived.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Look {
+    /// It asks the sockets.
+    Now,
+    /// Likewise, unless somebody did a moment ago: then it reads what is known to be there, as far as it is awaited. For calls that look
+    /// again soon.
+    Lately,
+    /// It has waited for it. It reads as far as something is outstanding: to find out that there is no more costs system calls.
+    Found(Arrived),
+}
 
 /// Duplicates of the sockets' descriptors, for waiting on outside the lock.
 ///
@@ -78,6 +94,7 @@ struct Transport {
     descriptors: Arc<Descriptors>,
     /// What the descriptors do not tell of.
     unread: Arrived,
+    looked_at: Option<Instant>,
     /// Those read but not heeded yet: the messages before them come first.
     link_events: VecDeque<LinkEvent>,
     /// Of the message read last.
@@ -107,15 +124,23 @@ impl Transport {
         socket.connect(endpoint)?;
         let descriptors = Arc::new(Descriptors { socket: socket.descriptor()?, monitor: monitor.descriptor()? });
         let (link_events, frames, parts) = (VecDeque::new(), Vec::new(), Vec::new());
-        Ok(Transport { socket, monitor, descriptors, unread: UNKNOWN, link_events, frames, parts })
+        Ok(Transport { socket, monitor, descriptors, unread: UNKNOWN, looked_at: None, link_events, frames, parts })
     }
 
-    /// Takes note of what has arrived, looking for it where that is not known, and reads the link events of that moment: to be heeded
-    /// after all messages, as those that came before a link event are there when it is.
-    fn read_link_events(&mut self, arrived: Option<Arrived>) {
-        // Looking costs one system call for both sockets.
-        let look = || self.descriptors.wait(None, Duration::ZERO).map_or(UNKNOWN, |(arrived, _)| arrived);
-        let arrived = arrived.unwrap_or_else(look);
+    /// Takes note of what has arrived, and reads the link events of that moment: to be heeded after all messages, as those that
+    /// came before a link event are there when it is. Whether it looked.
+    fn read_link_events(&mut self, now: Instant, look: Look) -> bool {
+        let lately = self.looked_at.is_some_and(|at| now.saturating_duration_since(at) < LOOK_EVERY);
+        let looks = !(lately && matches!(look, Look::Lately));
+        let arrived = match look {
+            Look::Found(arrived) => arrived,
+            _ if !looks => Arrived { messages: false, link_events: false },
+            // One system call for both sockets.
+            _ => self.descriptors.wait(None, Duration::ZERO).map_or(UNKNOWN, |(arrived, _)| arrived),
+        };
+        if looks {
+            self.looked_at = Some(now);
+        }
         self.unread.messages |= arrived.messages;
         if arrived.link_events || self.unread.link_events {
             while let Ok(Some(event)) = self.monitor.receive_link_event() {
@@ -123,12 +148,13 @@ impl Transport {
             }
             self.unread.link_events = false;
         }
+        looks
     }
 
-    /// Reads the messages that have arrived, or as many as may be read in one go. Whether there were any.
-    fn read_messages(&mut self, session: &mut Session) -> bool {
+    /// Reads the messages that have arrived, or as many as may be read in one go, or as are `awaited`. Whether there were any.
+    fn read_messages(&mut self, session: &mut Session, awaited: bool) -> bool {
         let mut messages = 0;
-        while self.unread.messages && messages < MESSAGES_PER_READ {
+        while self.unread.messages && messages < MESSAGES_PER_READ && (!awaited || session.awaits_anything()) {
             match self.receive() {
                 Ok(true) => {
                     // Not the time of the call: what comes meanwhile came later.
@@ -209,12 +235,14 @@ pub(crate) struct Inner<W> {
 
 impl<W: Wake> Inner<W> {
     /// Reads what has arrived, link events after messages. Whether there may be more to read.
-    fn read(&mut self, now: Instant, arrived: Option<Arrived>) -> bool {
+    fn read(&mut self, now: Instant, look: Look) -> bool {
         let mut news = false;
         let mut more = false;
+        let mut looked = true;
         if let Some(transport) = &mut self.transport {
-            transport.read_link_events(arrived);
-            news = transport.read_messages(&mut self.session);
+            looked = transport.read_link_events(now, look);
+            let awaited = (!looked || matches!(look, Look::Found(_))) && transport.link_events.is_empty();
+            news = transport.read_messages(&mut self.session, awaited);
             more = transport.unread.messages;
             while let (false, Some(event)) = (more, transport.link_events.pop_front()) {
                 news = true;
@@ -224,7 +252,9 @@ impl<W: Wake> Inner<W> {
                 }
             }
         }
-        self.session.on_timer(now);
+        if looked {
+            self.session.on_timer(now); // what came in time is read by then, however late
+        }
         if news {
             self.wake.wake();
         }
@@ -234,7 +264,7 @@ impl<W: Wake> Inner<W> {
     fn send(&mut self, encoded: &Encoded<'_>) -> io::Result<()> {
         let Some(transport) = &mut self.transport else { return Err(io::ErrorKind::NotConnected.into()) };
         let result = transport.send(encoded);
-        if transport.read_messages(&mut self.session) {
+        if transport.read_messages(&mut self.session, false) {
             self.wake.wake();
         }
         result
@@ -300,19 +330,15 @@ impl<W: Wake> Endpoint<W> {
 
     /// Reads what has arrived, then runs `work` under the lock. The flag says whether there may be more to read.
     pub(crate) fn with<R>(&self, work: impl FnOnce(&mut Inner<W>, Instant, bool) -> R) -> R {
-        self.with_arrived(None, work)
+        self.with_look(Look::Now, work)
     }
 
-    /// As `with`, for a caller who has just looked what there is.
-    pub(crate) fn with_arrived<R>(
-        &self,
-        arrived: Option<Arrived>,
-        work: impl FnOnce(&mut Inner<W>, Instant, bool) -> R,
-    ) -> R {
+    /// As `with`, and finds out what has arrived in another way.
+    pub(crate) fn with_look<R>(&self, look: Look, work: impl FnOnce(&mut Inner<W>, Instant, bool) -> R) -> R {
         let (result, changes) = {
             let mut inner = lock(&self.inner);
             let now = Instant::now();
-            let more = inner.read(now, arrived);
+            let more = inner.read(now, look);
             let result = work(&mut inner, now, more);
             (result, inner.session.take_link_changes())
         };
@@ -345,7 +371,7 @@ impl<W: Wake> Endpoint<W> {
 
     /// Sends an observation; its request id. None where the caller should wait for the handshake first, and then call again.
     pub(crate) fn send(&self, key: ModelKey, fields: &Fields<'_>) -> Result<Option<u64>, Error> {
-        self.with(|inner, now, _| {
+        self.with_look(Look::Lately, |inner, now, _| {
             inner.session.check(key, fields)?;
             if inner.session.should_wait_for_link() {
                 return Ok(None);
@@ -360,7 +386,7 @@ impl<W: Wake> Endpoint<W> {
                 return Err(Error::Io { operation: "sending an observation", reason: error.to_string() });
             }
             // Either nobody is there any more, which the monitor then says, or the queue is full.
-            inner.read(now, None);
+            inner.read(now, Look::Now);
             let up = inner.session.link_state() == LinkState::Up;
             let reason = if up { NotSentReason::QueueFull } else { NotSentReason::LinkDown };
             Err(Error::NotSent { request_id, reason })
@@ -415,6 +441,15 @@ impl<W: Wake> Endpoint<W> {
             inner.wake.wake();
             inner.transport.take()
         })
+    }
+}
+
+/// Of a wait: one that may last looks again when it has waited.
+pub(crate) fn first_look(deadline: Instant) -> Look {
+    if deadline > Instant::now() {
+        Look::Lately
+    } else {
+        Look::Now
     }
 }
 

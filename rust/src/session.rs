@@ -451,6 +451,12 @@ impl Session {
         }
     }
 
+    /// Whether a message may come that ends something.
+    pub fn awaits_anything(&self) -> bool {
+        self.models.iter().any(|model| !model.outstanding.is_empty())
+            || self.pings.iter().any(|ping| ping.outcome.is_none())
+    }
+
     /// Ends requests that have waited for `request_timeout`.
     pub fn on_timer(&mut self, now: Instant) {
         let timeout = self.options.request_timeout;

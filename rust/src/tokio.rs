@@ -12,7 +12,7 @@ use ::tokio::io::Interest;
 use ::tokio::runtime::Handle;
 use ::tokio::sync::Notify;
 
-use crate::endpoint::{after, Descriptors, Endpoint, Wake};
+use crate::endpoint::{after, first_look, Arrived, Descriptors, Endpoint, Look, Wake};
 use crate::error::Error;
 use crate::observation::{Fields, Observation, Sent};
 use crate::options::{ConnectionOptions, ModelOptions};
@@ -44,7 +44,7 @@ struct Shared {
 }
 
 /// What one look at the session gave.
-enum Look<T> {
+enum Seen<T> {
     Done(T),
     Again,
     Wait(Instant),
@@ -60,42 +60,48 @@ impl Shared {
         mut look: impl FnMut(&mut Session) -> Option<T>,
         expire: impl Fn(&mut Session) -> T,
     ) -> Result<T, Error> {
+        let mut how = first_look(deadline);
         loop {
             // Enabled before the look, so that nothing another task reads in between is missed.
             let mut news = pin!(self.news.notified());
             news.as_mut().enable();
-            let found = self.endpoint.with(|inner, now, more| {
+            let found = self.endpoint.with_look(how, |inner, now, more| {
                 if let Some(found) = look(&mut inner.session) {
-                    return Look::Done(found);
+                    return Seen::Done(found);
                 }
                 if now >= deadline {
-                    return Look::Done(expire(&mut inner.session));
+                    return Seen::Done(expire(&mut inner.session));
                 }
                 if more {
-                    return Look::Again;
+                    return Seen::Again;
                 }
-                Look::Wait(timer(&inner.session).map_or(deadline, |timer| timer.min(deadline)))
+                Seen::Wait(timer(&inner.session).map_or(deadline, |timer| timer.min(deadline)))
             });
             let until = match found {
-                Look::Done(found) => return Ok(found),
-                Look::Again => {
+                Seen::Done(found) => return Ok(found),
+                Seen::Again => {
+                    how = Look::Now;
                     ::tokio::task::yield_now().await;
                     continue;
                 }
-                Look::Wait(until) => until,
+                Seen::Wait(until) => until,
             };
 
             let registered = self.registered()?;
             let mut socket = pin!(registered.socket.readable());
             let mut monitor = pin!(registered.monitor.readable());
             let mut time = pin!(::tokio::time::sleep_until(until.into()));
+            how = Look::Now;
             let usable = poll_fn(|context| {
                 let mut usable = None;
                 // Cleared before the next look reads everything there is, as an edge-triggered descriptor asks.
                 if let Poll::Ready(readable) = socket.as_mut().poll(context) {
                     usable = Some(readable.map(|mut guard| guard.clear_ready()).is_ok());
+                    how = Look::Found(Arrived { messages: true, link_events: false });
                 }
                 if let Poll::Ready(readable) = monitor.as_mut().poll(context) {
+                    // The messages that came before it may have done so since the socket was asked.
+                    how = Look::Found(Arrived { messages: true, link_events: true });
                     let readable = readable.map(|mut guard| guard.clear_ready()).is_ok();
                     usable = Some(readable && usable.unwrap_or(true));
                 }

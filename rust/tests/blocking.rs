@@ -187,6 +187,24 @@ fn next_reply_gives_every_outcome_in_order() {
 }
 
 #[test]
+fn what_nobody_awaits_any_more_is_read_by_a_later_look() {
+    let server = Server::start();
+    let (connection, model) = connect(&server);
+    let id = send(&model);
+    let request = server.request();
+    (0..3).for_each(|_| server.answer(request.echo()));
+    assert_eq!(model.get_result(PATIENCE_MS).unwrap().request_id, id);
+    let began = Instant::now();
+    while connection.counters().late_replies < 2 {
+        assert!(began.elapsed() < Duration::from_millis(PATIENCE_MS), "{:?}", connection.counters());
+        std::thread::yield_now();
+    }
+    let next = send(&model);
+    server.answer(server.request().echo());
+    assert_eq!(model.get_result(PATIENCE_MS).unwrap().request_id, next);
+}
+
+#[test]
 fn a_late_reply_is_never_taken_for_a_newer_one() {
     let server = Server::start();
     let (connection, model) = connect(&server);

@@ -510,6 +510,21 @@ fn a_pong_goes_to_the_ping_alone() {
     assert!(bench.session.ping(bench.now, 0).is_none());
 }
 
+#[test]
+fn something_is_awaited_as_long_as_a_request_or_a_ping_is_out() {
+    let mut bench = Bench::new();
+    assert!(!bench.session.awaits_anything());
+    let [first, second] = [bench.observe(), bench.observe()];
+    bench.answer(first, Status::Ok);
+    assert!(bench.session.awaits_anything());
+    bench.answer(second, Status::Ok);
+    assert!(!bench.session.awaits_anything());
+    let (id, _) = bench.session.ping(bench.now, 0).expect("sent");
+    assert!(bench.session.awaits_anything());
+    bench.answer(id, Status::Ok);
+    assert!(!bench.session.awaits_anything());
+}
+
 // ---- 6.4 receiving
 
 #[test]
