@@ -107,13 +107,22 @@ class HandlePath:
 
     def dispatch(self, call: Call) -> None:
         """See Backend."""
-        task = asyncio.get_running_loop().create_task(self._run(call))
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._run(call))
         self._tasks[call.id] = task
-        task.add_done_callback(lambda task: self._ended(call.id, task))
+        # Not asyncio.wait_for: what that waits for runs in a task of its own, which begins and ends a turn of the loop later.
+        overdue = loop.call_later(call.deadline - time.monotonic(), self._overdue, call)
+        task.add_done_callback(lambda task: self._ended(call.id, task, overdue))
 
-    def _ended(self, call_id: int, task: asyncio.Task[None]) -> None:
-        del self._tasks[call_id]
-        if task.cancelled() and not self._stopping:
+    def _overdue(self, call: Call) -> None:
+        task = self._tasks.pop(call.id, None)
+        if task is not None:
+            task.cancel()
+            self._events.failed(call.id, CallError(f"model {call.model!r} gave no answer in time through its handle"))
+
+    def _ended(self, call_id: int, task: asyncio.Task[None], overdue: asyncio.TimerHandle) -> None:
+        overdue.cancel()
+        if self._tasks.pop(call_id, None) is not None and task.cancelled() and not self._stopping:
             self._events.failed(call_id, CallError("the call was cancelled", retryable=False))
 
     def abandon(self, call: Call) -> None:
@@ -152,13 +161,9 @@ class HandlePath:
             # Announced with a batch size of 1; a call of several is several calls of Serve.
             for request in call.requests:
                 item = Item(request.observation, request.frames[1:], request.expiry)
-                body, seconds = await asyncio.wait_for(
-                    self._call(model, item, request.size_bytes), max(call.deadline - time.monotonic(), 0.001)
-                )
+                body, seconds = await self._call(model, item, request.size_bytes)
                 items.append(body)
                 inference_s += seconds
-        except asyncio.TimeoutError:
-            self._events.failed(call.id, CallError(f"model {call.model!r} gave no answer in time through its handle"))
         except Exception as e:
             self._events.failed(call.id, _lost(call.model, e))
         else:
