@@ -1,4 +1,5 @@
-"""Benchmarks, side by side in one run: `make bench`, or `python bench.py [SECTION...] [--rounds N] [--seconds S] [--in-flight K...] [--out DIR]`.
+"""Benchmarks, side by side in one run: `make bench`, or
+`python bench.py [SECTION...] [--rounds N] [--seconds S] [--in-flight K...] [--out DIR]`.
 
 Competitors take turns within each round, so that a slow moment of the machine hits all of them; figures are medians over the
 rounds, ratios are taken within a round. Each section writes DIR/SECTION.json; report.py turns those into docs/benchmarks.md.
