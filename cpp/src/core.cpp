@@ -224,8 +224,9 @@ void Core::pump(Time now, Reading reading) {
   while (auto received = transport_.receive(*pool_)) {
     // Not the time of the call: what comes meanwhile came later.
     session_.receive(std::move(received->message), received->framed, Core::now());
-    // To find out that there is no more costs system calls.
-    if (reading == Reading::Awaited && link_events_.empty() && !session_.next_expiry()) break;
+    // To find out that there is no more costs system calls. But replies of a v1 server carry no id: one that is left
+    // would be taken for the answer to the next request.
+    if (reading == Reading::Awaited && link_events_.empty() && tells_ids() && !session_.next_expiry()) break;
   }
   for (const auto event : link_events_) {
     const auto before = session_.link_state();
@@ -312,7 +313,7 @@ void Core::await_first_handshake(double timeout_ms) {
   waited_for_handshake_ = true;
   if (first && session_.link_state() == LinkState::Connecting) {
     await_up(std::min<double>(timeout_ms, options_.connect_timeout_ms));
-  } else if (const Time at = now(); at - looked_at_ >= look_every) {
+  } else if (const Time at = now(); at - looked_at_ >= look_every || !tells_ids()) {
     pump(at);
   }
 }
@@ -396,7 +397,10 @@ Result<MessageRef> Core::ping(double timeout_ms) {
   const bool sent = transport_.send(envelope, draft->payload);
   return_draft(std::move(draft));
   session_.transmitted(ticket.request_id, sent);
-  if (!sent) return not_sent_error();
+  if (!sent) {
+    pump(now());
+    return not_sent_error();
+  }
 
   for (;;) {
     const Time at = now();

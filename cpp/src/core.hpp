@@ -89,6 +89,7 @@ class Core {
   Error nothing_outstanding() const;
   Error not_sent_error(std::uint64_t request_id = 0) const;
   void await_first_handshake(double timeout_ms);
+  bool tells_ids() const noexcept { return session_.server() == Session::Server::V2; }
   void note_link(LinkState before);
   void notice(std::string_view text) noexcept;
   Session::Taken await(Session::ModelIndex model, Session::Taken (Session::*take)(Session::ModelIndex), Time deadline);

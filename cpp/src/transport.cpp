@@ -151,7 +151,14 @@ bool Transport::send(Frame& envelope, std::vector<Frame>& payload) noexcept {
   const auto send_frame = [&](Frame& frame, bool more) {
     return send_now(frame, socket_, more ? ZMQ_SNDMORE : 0) >= 0;
   };
-  if (!send_frame(delimiter, true)) return false;
+  if (!send_frame(delimiter, true)) {
+    // Asked for its events ZMQ sees to all its commands, of room in the queue among them. When sending it does so but
+    // once a millisecond.
+    int events = 0;
+    std::size_t size = sizeof events;
+    zmq_getsockopt(socket_, ZMQ_EVENTS, &events, &size);
+    if (!send_frame(delimiter, true)) return false;
+  }
   // The link may break in the midst. ZMQ then drops all frames up to a last one: this message's, or else the next
   // one's.
   bool sent = send_frame(envelope, true);

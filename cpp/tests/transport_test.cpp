@@ -19,6 +19,7 @@ struct Attempt {
 
 std::vector<Attempt> attempts;
 std::size_t fails_at;
+std::size_t failures;  // from there on
 int fails_with;
 
 }  // namespace
@@ -26,7 +27,7 @@ int fails_with;
 extern "C" int __wrap_zmq_msg_send(zmq_msg_t* message, void*, int flags) {
   const auto size = zmq_msg_size(message);
   attempts.push_back({size, (flags & ZMQ_SNDMORE) != 0});
-  if (attempts.size() - 1 == fails_at) {
+  if (attempts.size() - 1 - fails_at < failures) {
     errno = fails_with;
     return -1;
   }
@@ -38,12 +39,13 @@ extern "C" int __wrap_zmq_msg_send(zmq_msg_t* message, void*, int flags) {
 namespace inferential {
 namespace {
 
-/// Sends a message of an empty frame, 5, 1 and 2 bytes, of whose attempts one fails.
-bool send(std::size_t attempt, int error) {
+/// Sends a message of an empty frame, 5, 1 and 2 bytes, of whose attempts one fails, or several.
+bool send(std::size_t attempt, int error, std::size_t times = 1) {
   Transport transport("localhost:1", ConnectionOptions());
   EXPECT_EQ(transport.error(), "");
   attempts.clear();
   fails_at = attempt;
+  failures = times;
   fails_with = error;
   Frame envelope(5);
   std::vector<Frame> payload;
@@ -53,8 +55,15 @@ bool send(std::size_t attempt, int error) {
 }
 
 TEST(Transport, AFullQueueTakesNothing) {
-  EXPECT_FALSE(send(0, EAGAIN));
-  EXPECT_EQ(attempts.size(), 1u);
+  EXPECT_FALSE(send(0, EAGAIN, 2));
+  EXPECT_EQ(attempts.size(), 2u);
+}
+
+TEST(Transport, RoomThatZmqHadNotHeardOfYetIsFound) {
+  EXPECT_TRUE(send(0, EAGAIN));
+  ASSERT_EQ(attempts.size(), 5u);
+  EXPECT_EQ(attempts[1].size, 0u);
+  EXPECT_EQ(attempts[4].size, 2u);
 }
 
 // ZMQ drops frames up to a last one: were it not this message's, it would be the next one's.

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::endpoint::{after, first_look, Arrived, Descriptors, Endpoint, Look, Wake};
+use crate::endpoint::{after, Arrived, Descriptors, Endpoint, Look, Wake};
 use crate::error::Error;
 use crate::observation::{Fields, Observation, Sent};
 use crate::options::{ConnectionOptions, ModelOptions};
@@ -78,7 +78,7 @@ impl Shared {
         mut look: impl FnMut(&mut Session) -> Option<T>,
         expire: impl Fn(&mut Session) -> T,
     ) -> T {
-        let mut how = first_look(deadline);
+        let mut how = Look::Lately(Some(deadline));
         loop {
             let found = self.endpoint.with_look(how, |inner, now, more| {
                 if let Some(found) = look(&mut inner.session) {

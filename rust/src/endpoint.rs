@@ -40,10 +40,12 @@ const LOOK_EVERY: Duration = Duration::from_micros(100);
 pub(crate) struct Arrived {
     pub(crate) messages: bool,
     pub(crate) link_events: bool,
+    /// When both were asked, where they were.
+    pub(crate) looked_at: Option<Instant>,
 }
 
 /// Nobody has looked.
-const UNKNOWN: Arrived = Arrived { messages: true, link_events: true };
+const UNKNOWN: Arrived = Arrived { messages: true, link_events: true, looked_at: None };
 
 /// How a call finds out what has arrived.
 #[derive(Debug, Clone, Copy)]
@@ -51,8 +53,8 @@ pub(crate) enum Look {
     /// It asks the sockets.
     Now,
     /// Likewise, unless somebody did a moment ago: then it reads what is known to be there, as far as it is awaited. For calls that look
-    /// again soon.
-    Lately,
+    /// again soon, and not for those whose deadline has passed.
+    Lately(Option<Instant>),
     /// It has waited for it. It reads as far as something is outstanding: to find out that there is no more costs system calls.
     Found(Arrived),
 }
@@ -84,7 +86,7 @@ impl Descriptors {
         let used = if also.is_some() { 3 } else { 2 };
         poll(polled.get_mut(..used)?, Some(&timeout)).ok()?;
         let [link_events, messages, also] = polled.map(|polled| !polled.revents().is_empty());
-        Some((Arrived { messages, link_events }, also))
+        Some((Arrived { messages, link_events, looked_at: Some(Instant::now()) }, also))
     }
 }
 
@@ -131,16 +133,14 @@ impl Transport {
     /// came before a link event are there when it is. Whether it looked.
     fn read_link_events(&mut self, now: Instant, look: Look) -> bool {
         let lately = self.looked_at.is_some_and(|at| now.saturating_duration_since(at) < LOOK_EVERY);
-        let looks = !(lately && matches!(look, Look::Lately));
+        let skips = matches!(look, Look::Lately(deadline) if lately && deadline.is_none_or(|deadline| now < deadline));
         let arrived = match look {
             Look::Found(arrived) => arrived,
-            _ if !looks => Arrived { messages: false, link_events: false },
+            _ if skips => Arrived { messages: false, link_events: false, looked_at: None },
             // One system call for both sockets.
             _ => self.descriptors.wait(None, Duration::ZERO).map_or(UNKNOWN, |(arrived, _)| arrived),
         };
-        if looks {
-            self.looked_at = Some(now);
-        }
+        self.looked_at = arrived.looked_at.or(self.looked_at);
         self.unread.messages |= arrived.messages;
         if arrived.link_events || self.unread.link_events {
             while let Ok(Some(event)) = self.monitor.receive_link_event() {
@@ -148,7 +148,7 @@ impl Transport {
             }
             self.unread.link_events = false;
         }
-        looks
+        !skips
     }
 
     /// Reads the messages that have arrived, or as many as may be read in one go, or as are `awaited`. Whether there were any.
@@ -240,8 +240,12 @@ impl<W: Wake> Inner<W> {
         let mut more = false;
         let mut looked = true;
         if let Some(transport) = &mut self.transport {
+            // Replies of a v1 server carry no id: one that is left would be taken for the answer to the next request.
+            let tells_ids = self.session.tells_ids();
+            let look = if tells_ids || matches!(look, Look::Found(_)) { look } else { Look::Now };
             looked = transport.read_link_events(now, look);
-            let awaited = (!looked || matches!(look, Look::Found(_))) && transport.link_events.is_empty();
+            let known = !looked || matches!(look, Look::Found(_));
+            let awaited = known && tells_ids && transport.link_events.is_empty();
             news = transport.read_messages(&mut self.session, awaited);
             more = transport.unread.messages;
             while let (false, Some(event)) = (more, transport.link_events.pop_front()) {
@@ -371,7 +375,7 @@ impl<W: Wake> Endpoint<W> {
 
     /// Sends an observation; its request id. None where the caller should wait for the handshake first, and then call again.
     pub(crate) fn send(&self, key: ModelKey, fields: &Fields<'_>) -> Result<Option<u64>, Error> {
-        self.with_look(Look::Lately, |inner, now, _| {
+        self.with_look(Look::Lately(None), |inner, now, _| {
             inner.session.check(key, fields)?;
             if inner.session.should_wait_for_link() {
                 return Ok(None);
@@ -441,15 +445,6 @@ impl<W: Wake> Endpoint<W> {
             inner.wake.wake();
             inner.transport.take()
         })
-    }
-}
-
-/// Of a wait: one that may last looks again when it has waited.
-pub(crate) fn first_look(deadline: Instant) -> Look {
-    if deadline > Instant::now() {
-        Look::Lately
-    } else {
-        Look::Now
     }
 }
 

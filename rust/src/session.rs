@@ -451,6 +451,11 @@ impl Session {
         }
     }
 
+    /// Whether the server is known to say which request a reply answers.
+    pub fn tells_ids(&self) -> bool {
+        self.server == Server::V2
+    }
+
     /// Whether a message may come that ends something.
     pub fn awaits_anything(&self) -> bool {
         self.models.iter().any(|model| !model.outstanding.is_empty())

@@ -12,7 +12,7 @@ use ::tokio::io::Interest;
 use ::tokio::runtime::Handle;
 use ::tokio::sync::Notify;
 
-use crate::endpoint::{after, first_look, Arrived, Descriptors, Endpoint, Look, Wake};
+use crate::endpoint::{after, Arrived, Descriptors, Endpoint, Look, Wake};
 use crate::error::Error;
 use crate::observation::{Fields, Observation, Sent};
 use crate::options::{ConnectionOptions, ModelOptions};
@@ -60,7 +60,7 @@ impl Shared {
         mut look: impl FnMut(&mut Session) -> Option<T>,
         expire: impl Fn(&mut Session) -> T,
     ) -> Result<T, Error> {
-        let mut how = first_look(deadline);
+        let mut how = Look::Lately(Some(deadline));
         loop {
             // Enabled before the look, so that nothing another task reads in between is missed.
             let mut news = pin!(self.news.notified());
@@ -97,11 +97,11 @@ impl Shared {
                 // Cleared before the next look reads everything there is, as an edge-triggered descriptor asks.
                 if let Poll::Ready(readable) = socket.as_mut().poll(context) {
                     usable = Some(readable.map(|mut guard| guard.clear_ready()).is_ok());
-                    how = Look::Found(Arrived { messages: true, link_events: false });
+                    how = Look::Found(Arrived { messages: true, link_events: false, looked_at: None });
                 }
                 if let Poll::Ready(readable) = monitor.as_mut().poll(context) {
                     // The messages that came before it may have done so since the socket was asked.
-                    how = Look::Found(Arrived { messages: true, link_events: true });
+                    how = Look::Found(Arrived { messages: true, link_events: true, looked_at: None });
                     let readable = readable.map(|mut guard| guard.clear_ready()).is_ok();
                     usable = Some(readable && usable.unwrap_or(true));
                 }

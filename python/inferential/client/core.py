@@ -90,8 +90,11 @@ class Core:
         self.session.expire(now)
 
     def look(self) -> None:
-        """`read`, unless the sockets were looked at a moment ago: as often as a robot can act on it, not at every send of a burst."""
-        if time.monotonic() - self._looked_s >= _LOOK_EVERY_S:
+        """`read`, unless the sockets were looked at a moment ago: as often as a robot can act on it, not at every send of a burst.
+
+        Replies of a v1 server carry no id: one that is left would be taken for the answer to the next request.
+        """
+        if time.monotonic() - self._looked_s >= _LOOK_EVERY_S or self.session.server_version != 2:
             self.read()
 
     def absorb(self, now: float) -> None:

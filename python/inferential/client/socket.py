@@ -172,7 +172,13 @@ class ClientSocket:
         try:
             send(b"", _MORE)
         except zmq.Again:
-            return False
+            # Asked for its events ZMQ sees to all its commands, of room in the queue among them. When sending it does so but once a
+            # millisecond.
+            self._dealer.get(_EVENTS)
+            try:
+                send(b"", _MORE)
+            except zmq.Again:
+                return False
         # Room for the first part is room for the message, but the link may break in its midst.
         through = True
         try:
