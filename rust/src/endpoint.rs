@@ -94,9 +94,8 @@ struct Transport {
     socket: Socket,
     monitor: Socket,
     descriptors: Arc<Descriptors>,
-    /// What the descriptors do not tell of.
+    /// What the descriptors do not tell of, and when they were asked last.
     unread: Arrived,
-    looked_at: Option<Instant>,
     /// Those read but not heeded yet: the messages before them come first.
     link_events: VecDeque<LinkEvent>,
     /// Of the message read last.
@@ -126,13 +125,13 @@ impl Transport {
         socket.connect(endpoint)?;
         let descriptors = Arc::new(Descriptors { socket: socket.descriptor()?, monitor: monitor.descriptor()? });
         let (link_events, frames, parts) = (VecDeque::new(), Vec::new(), Vec::new());
-        Ok(Transport { socket, monitor, descriptors, unread: UNKNOWN, looked_at: None, link_events, frames, parts })
+        Ok(Transport { socket, monitor, descriptors, unread: UNKNOWN, link_events, frames, parts })
     }
 
     /// Takes note of what has arrived, and reads the link events of that moment: to be heeded after all messages, as those that
     /// came before a link event are there when it is. Whether it looked.
     fn read_link_events(&mut self, now: Instant, look: Look) -> bool {
-        let lately = self.looked_at.is_some_and(|at| now.saturating_duration_since(at) < LOOK_EVERY);
+        let lately = self.unread.looked_at.is_some_and(|at| now.saturating_duration_since(at) < LOOK_EVERY);
         let skips = matches!(look, Look::Lately(deadline) if lately && deadline.is_none_or(|deadline| now < deadline));
         let arrived = match look {
             Look::Found(arrived) => arrived,
@@ -140,7 +139,7 @@ impl Transport {
             // One system call for both sockets.
             _ => self.descriptors.wait(None, Duration::ZERO).map_or(UNKNOWN, |(arrived, _)| arrived),
         };
-        self.looked_at = arrived.looked_at.or(self.looked_at);
+        self.unread.looked_at = arrived.looked_at.or(self.unread.looked_at);
         self.unread.messages |= arrived.messages;
         if arrived.link_events || self.unread.link_events {
             while let Ok(Some(event)) = self.monitor.receive_link_event() {
