@@ -329,8 +329,20 @@ def pack_tensors(
     return packed
 
 
-# (key, type, shape) of an array that travels alone -> its encoded Tensor. Bounded in number, and each entry in bytes.
-_alone: dict[tuple[str, np.dtype[Any], tuple[int, ...]], bytes] = {}
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """How arrays of given names, types and shapes lie on the wire."""
+
+    encoded: bytes
+    """Their Tensor fields."""
+    places: tuple[int, ...]
+    """Of each array the bytes that go before it in the first frame, to align it; _OWN_FRAME: it has one of its own."""
+
+
+_OWN_FRAME = -1
+# ((key, type, shape) of each array) -> their layout. Bounded in number, and each entry in bytes.
+_layouts: dict[tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...], _Layout] = {}
+_MAX_LAYOUT_BYTES = 4096
 
 
 def pack(tensors: Mapping[str, Any], *, several_frames: bool, timestamps_ns: Mapping[str, int] | None = None) -> Body:
@@ -338,24 +350,51 @@ def pack(tensors: Mapping[str, Any], *, several_frames: bool, timestamps_ns: Map
 
     Tensors have one field number in Observation and ModelResponse: the bytes are right for both.
     """
-    value: Any = None
-    if len(tensors) == 1 and not timestamps_ns:
-        # One array of the same shape each time is what most robots send and most models return.
-        ((key, value),) = tensors.items()
-        if type(value) is np.ndarray:
-            found = _alone.get((key, value.dtype, value.shape))
-            if found is not None:
-                if value.nbytes < LARGE_TENSOR_BYTES:
-                    return Body(found, [value.tobytes()])
-                if value.flags.c_contiguous:
-                    return Body(found, [value.reshape(-1).view(np.uint8)])
+    # Arrays of the same names and shapes each time are what robots send and models return.
+    names: list[tuple[str, np.dtype[Any], tuple[int, ...]]] = []
+    if not timestamps_ns and (several_frames or len(tensors) == 1):
+        for key, value in tensors.items():
+            if type(value) is not np.ndarray:
+                break
+            names.append((key, value.dtype, value.shape))
+    plain = len(names) == len(tensors) > 0
+    layout = tuple(names)
+    if plain:
+        found = _layouts.get(layout)
+        if found is not None:
+            return Body(found.encoded, _lay_out(tensors.values(), found.places))
     packed = pack_tensors(tensors, several_frames=several_frames, timestamps_ns=timestamps_ns)
     encoded = pb.ModelResponse(tensors=packed.tensors).SerializeToString()
-    if type(value) is np.ndarray and value.dtype.byteorder != ">" and len(encoded) <= _MAX_CHECKED_BYTES:
-        if len(_alone) >= _MAX_CHECKED:
-            _alone.clear()
-        _alone[key, value.dtype, value.shape] = encoded
+    if plain and len(encoded) <= _MAX_LAYOUT_BYTES and not any(dtype.byteorder == ">" for _, dtype, _ in names):
+        if len(_layouts) >= _MAX_CHECKED:
+            _layouts.clear()
+        places: list[int] = []
+        end = 0
+        for entry in packed.tensors:
+            offset = entry.get("byte_offset", _OWN_FRAME)
+            places.append(offset - end if offset != _OWN_FRAME else _OWN_FRAME)
+            end = end if offset == _OWN_FRAME else offset + entry["byte_length"]
+        _layouts[layout] = _Layout(encoded, tuple(places))
     return Body(encoded, [f if len(f) >= LARGE_TENSOR_BYTES else bytes(f) for f in packed.frames])
+
+
+def _lay_out(arrays: Iterable[Array], places: tuple[int, ...]) -> list[Buffer]:
+    """The payload frames of arrays whose layout is known."""
+    frames: list[Buffer] = []
+    joined: list[bytes] = []
+    for array, place in zip(arrays, places, strict=True):
+        if place != _OWN_FRAME:
+            if place:
+                joined.append(bytes(place))
+            joined.append(array.tobytes())
+        elif array.nbytes < LARGE_TENSOR_BYTES:
+            frames.append(array.tobytes())
+        else:
+            contiguous = array if array.flags.c_contiguous else array.copy(order="C")
+            frames.append(contiguous.reshape(-1).view(np.uint8))
+    if joined:
+        frames.insert(0, b"".join(joined))
+    return frames
 
 
 # --- observations ----------------------------------------------------------------------------------------------------

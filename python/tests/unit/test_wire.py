@@ -199,6 +199,32 @@ def test_arrays_come_back_bit_for_bit(arrays: dict[str, Any], several: bool) -> 
         assert len(packed.frames) <= 1
 
 
+LARGE_ARRAYS = st.sampled_from(
+    [np.arange(wire.LARGE_TENSOR_BYTES, dtype=np.uint8), np.ones((wire.LARGE_TENSOR_BYTES // 4, 2), np.float32).T]
+)
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=8), WIRE_ARRAYS | LARGE_ARRAYS, max_size=5), st.booleans())
+def test_a_layout_seen_before_packs_the_same(arrays: dict[str, Any], several: bool) -> None:
+    packed = wire.pack_tensors(arrays, several_frames=several)
+    expected = wire.encode_observation(Observation("c", "t", "m", 1), packed)
+    for turn in range(2):
+        others = {key: array.copy() for key, array in arrays.items()} if turn else arrays
+        body = wire.pack(others, several_frames=several)
+        again = wire.encode_observation(Observation("c", "t", "m", 1)) + body.envelope
+        sizes = [len(f) for f in packed.frames] or [0]
+        assert wire.parse_observation(again, sizes) == wire.parse_observation(expected, sizes)
+        assert [bytes(f) for f in body.frames] == [bytes(f) for f in packed.frames]
+
+
+def test_kept_layouts_take_bounded_memory() -> None:
+    for i in range(3000):
+        wire.pack({f"k{i}": np.arange(3.0), "l": np.arange(2)}, several_frames=True)
+    wire.pack({"k" * 100_000: np.arange(3.0)}, several_frames=True)
+    assert 0 < len(wire._layouts) <= wire._MAX_CHECKED
+    assert max(len(layout.encoded) for layout in wire._layouts.values()) <= wire._MAX_LAYOUT_BYTES
+
+
 @pytest.mark.parametrize("dtype", list(DType))
 def test_every_dtype_at_every_alignment(dtype: DType) -> None:
     numpy_dtype = wire.numpy_dtype(dtype)
