@@ -221,7 +221,7 @@ class Engine:
         replica = self._calls.close(model, call, now)
         size = len(call.requests)
         elapsed = now - call.started_at
-        self._learn(model, replica, call, result.inference_s, now)
+        self._learn(model, replica, call, result, now)
         model.health.succeeded(elapsed)
         replica.health.succeeded(elapsed)
         inference_ms = result.inference_s * 1e3
@@ -294,7 +294,7 @@ class Engine:
         else:
             self._end(request, Status.MODEL_ERROR, error=error.message)
 
-    def _learn(self, model: ModelState, replica: ReplicaState, call: Call, inference_s: float, now: float) -> None:
+    def _learn(self, model: ModelState, replica: ReplicaState, call: Call, result: CallResult, now: float) -> None:
         """From a call that was answered: its time since it could begin."""
         took = now - call.begins_at
         size = len(call.requests)
@@ -303,7 +303,9 @@ class Engine:
         if service.known and predicted > 0.0:
             replica.took(took / predicted)
             model.replicas.changed(replica)
-        service.learn(size, took, from_idle=not call.followed, inference_s=inference_s)
+        service.learn(size, took, from_idle=not call.followed, inference_s=result.inference_s)
+        if call.followed and result.ahead_s is not None:
+            service.learn_lead(call.lead_s, result.ahead_s, result.inference_s)
 
     # --- time --------------------------------------------------------------------------------------------------------
 

@@ -188,7 +188,8 @@ class RecordingEngine:
             pb.Item(error=i.message or "failed", retryable=i.retryable) if isinstance(i, ItemError) else pb.Item()
             for i in result.items
         ]
-        self._input(now, complete=pb.Complete(call=call_id, inference_s=result.inference_s, items=items))
+        done = pb.Complete(call=call_id, inference_s=result.inference_s, ahead_s=result.ahead_s, items=items)
+        self._input(now, complete=done)
         self._engine.complete(call_id, result, now)
 
     def fail(self, call_id: int, error: CallError, now: float) -> None:

@@ -104,7 +104,8 @@ class _Player:
         elif kind == "complete":
             done = message.complete
             items = [ItemError(i.error, i.retryable) if i.error else _DONE for i in done.items]
-            engine.complete(done.call, CallResult(items, done.inference_s), now)
+            ahead_s = done.ahead_s if done.HasField("ahead_s") else None
+            engine.complete(done.call, CallResult(items, done.inference_s, ahead_s), now)
         elif kind == "advance":
             engine.advance(now)
         elif kind == "fail":

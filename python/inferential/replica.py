@@ -1,10 +1,10 @@
 """The direct path, the model's end: inside a Serve replica, takes calls from all servers that know this model.
 
 Threads: one leads, that is, it does the I/O with all servers; one stands by; one looks up in Ray which servers there are. An async
-model runs on Serve's event loop. A sync model has as many threads as calls may run, of which the first is always preferred, and others
-that decode and encode while they run. A sync model without a warm_up that has been quick so far is run by the leading thread itself, as
-handing a call to another thread and back costs more than such a model; where it takes longer than 5 ms after all, the thread that
-stands by takes over the sockets, so no inference ever stops the I/O.
+model runs on Serve's event loop. A sync model has as many threads as calls may run, of which the first is always preferred; what goes in
+and out is decoded and encoded while they run, by the thread that leads where that is quick, else by others. A sync model without a
+warm_up that has been quick so far is run by the leading thread itself, as handing a call to another thread and back costs more than such
+a model; where it takes longer than 5 ms after all, the thread that stands by takes over the sockets, so no inference ever stops the I/O.
 Heartbeats are ZMQ's own and need none of these threads.
 """
 
@@ -46,6 +46,8 @@ TAKE_OVER_S = 0.005
 QUICK_S = 0.0003
 SLOW_SHARE = 0.2
 """A model of whose recent calls so many at most took longer than QUICK_S is run by the thread that leads."""
+QUICK_CODEC_S = 0.001
+"""Calls that are decoded and encoded within this are so by the thread that leads: a thread of its own would begin later."""
 _SHARE_WEIGHT = 0.05
 BURST = 64  # messages read from a server before calls are run
 _RELEVANT = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
@@ -91,7 +93,16 @@ class _Job:
     call: Any
     frames: Sequence[Any]
     received_at: float
+    ready_at: float = 0.0
+    """When it was decoded."""
+    ahead_s: float | None = None
+    """How long before the end of the call ahead of it that was."""
     cancelled: bool = False
+
+    def follows(self, ended_at: float) -> None:
+        """It is about to run in the place of one that was over then; 0: it is the first there."""
+        if ended_at:
+            self.ahead_s = ended_at - self.ready_at
 
 
 _Waiting = tuple[_Job, Prepared | None, float]
@@ -106,6 +117,8 @@ class _Lane:
     calls: queue.SimpleQueue[_Waiting | None] = field(default_factory=queue.SimpleQueue)
     idle: bool = False
     """It waits for a call; guarded by the mutex."""
+    ended_at: float = 0.0
+    """When its last run was over."""
 
 
 class ModelThread:
@@ -137,6 +150,11 @@ class ModelThread:
             except BaseException as e:
                 done.set_exception(e)
                 return
+
+
+def _average(before: float, seconds: float) -> float:
+    """Of what decoding or encoding took; what the machine holds up once says little."""
+    return before + _SHARE_WEIGHT * (min(seconds, 2.0 * QUICK_CODEC_S) - before)
 
 
 def _gate(places: int) -> queue.SimpleQueue[None]:
@@ -180,6 +198,7 @@ class ReplicaLinks:
         self._links: tuple[_Server, ...] = ()  # the same
         self._commands: deque[Callable[[], None]] = deque()
         self._pending: deque[_Job] = deque()  # received, not yet given to the model
+        self._ran: deque[tuple[_Job, Prepared]] = deque()  # results that the leader is to encode
         self._finished: deque[tuple[_Job, bytes, list[Any]]] = deque()
         self._warm_thread = thread
         self._mutex = threading.Lock()  # guards the next four, and those of the model threads
@@ -188,7 +207,8 @@ class ReplicaLinks:
         self._armed = False  # whether the thread that stands by watches the leader
         self._standing_by = False
         self._guard = threading.Semaphore(0)
-        self._slow_share = 1.0  # moving average
+        self._slow_share = 1.0  # moving averages
+        self._decode_s = self._encode_s = QUICK_CODEC_S
         self._asleep = False
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -201,6 +221,7 @@ class ReplicaLinks:
         self._helpers = 0
         self._thread_gate = _gate(self._limit)
         self._loop_gate = asyncio.Semaphore(self._limit)
+        self._loop_ended_at = 0.0  # when a run on the loop was over
         self._tasks: set[asyncio.Task[None]] = set()
         self._in_hand = 0
         self._draining = False
@@ -362,7 +383,7 @@ class ReplicaLinks:
 
     def _turn(self) -> None:
         """Does all that can be done now, then waits. Returns at once when another thread leads."""
-        finished, commands, pending = self._finished, self._commands, self._pending
+        finished, ran, commands, pending = self._finished, self._ran, self._commands, self._pending
         while True:
             while commands:
                 commands.popleft()()
@@ -370,7 +391,7 @@ class ReplicaLinks:
             more = False
             for server in self._links:
                 more = self._read(server) or more
-            if not (more or pending or finished):
+            if not (more or pending or finished or ran):
                 break
             if pending:
                 # Answers to what came together leave together, if that is soon: all ends of the link do less for each.
@@ -380,12 +401,14 @@ class ReplicaLinks:
                         return
                     if time.monotonic() > until:
                         break
+            while ran:
+                self._encode_results(*ran.popleft())
             while finished:
                 self._answer(*finished.popleft())
         if self._draining:
             self._try_to_leave()
         self._asleep = True
-        if finished or commands or self._closed.is_set():
+        if finished or ran or commands or self._closed.is_set():
             self._asleep = False
             return
         ready = self._poll.poll(100 if self._draining else 1000)
@@ -426,7 +449,9 @@ class ReplicaLinks:
                 return True
         if before < self._limit:
             self._offer((job, None, 0.0))
-        else:  # it is decoded while those before it run
+        elif self._decode_s < QUICK_CODEC_S:  # it is decoded while those before it run
+            self._decode(job)
+        else:
             self._beside.put(partial(self._decode, job))
         return True
 
@@ -698,7 +723,7 @@ class ReplicaLinks:
     def _run_calls(self, lane: _Lane) -> None:
         """A model thread. What a framework keeps for each thread (plans of kernels, a graphics context) is found again by every call.
 
-        The next call goes before the last one's results: a thread beside encodes those, so that the device is never idle for it.
+        The next call goes before the last one's results: another thread encodes those, so that the device is never idle for it.
         """
         ran: tuple[_Job, Prepared] | None = None
         while True:
@@ -714,10 +739,14 @@ class ReplicaLinks:
                 if call is None:
                     return
             if ran is not None:
-                self._beside.put(partial(self._encode_results, *ran))
-            ran = self._run(*call)
+                if self._encode_s < QUICK_CODEC_S:
+                    self._ran.append(ran)
+                    self._wake()
+                else:
+                    self._beside.put(partial(self._encode_results, *ran))
+            ran = self._run(lane, *call)
 
-    def _run(self, job: _Job, prepared: Prepared | None, decode_s: float) -> tuple[_Job, Prepared] | None:
+    def _run(self, lane: _Lane, job: _Job, prepared: Prepared | None, decode_s: float) -> tuple[_Job, Prepared] | None:
         """Runs a call, and decodes it where that is yet to be done. None where there are no results to encode."""
         try:
             if prepared is None:
@@ -726,10 +755,12 @@ class ReplicaLinks:
                 decode_s = time.monotonic() - started
             gate = self._thread_gate
             gate.get()  # waits only for a call that the leader runs, or where the limit was lowered
+            job.follows(lane.ended_at)
             try:
                 if self._still_wanted(job, prepared):
                     self._model.execute_sync(prepared)
             finally:
+                lane.ended_at = time.monotonic()
                 gate.put(None)
         except BaseException as e:  # even a SystemExit of the model must answer its call
             self._ended()
@@ -759,10 +790,12 @@ class ReplicaLinks:
             self._offer((job, prepared, time.monotonic() - started))
 
     def _encode_results(self, job: _Job, prepared: Prepared) -> None:
+        started = time.monotonic()
         try:
             answer = self._encode(job, self._model.finish(prepared))
         except BaseException as e:
             answer = self._encode_failure(job, e)
+        self._encode_s = _average(self._encode_s, time.monotonic() - started)
         self._answered(answer)
 
     def _answered(self, answer: tuple[_Job, bytes, list[Any]]) -> None:
@@ -778,8 +811,12 @@ class ReplicaLinks:
         try:
             prepared = self._prepare(job)
             async with self._loop_gate:
-                if self._still_wanted(job, prepared):
-                    await self._model.execute(prepared)
+                job.follows(self._loop_ended_at)
+                try:
+                    if self._still_wanted(job, prepared):
+                        await self._model.execute(prepared)
+                finally:
+                    self._loop_ended_at = time.monotonic()
             await asyncio.sleep(0)  # the next call begins before the results of this one are encoded
             answer = self._encode(job, self._model.finish(prepared))
         except BaseException as e:
@@ -791,7 +828,11 @@ class ReplicaLinks:
             self._wake()
 
     def _prepare(self, job: _Job) -> Prepared:
-        return self._model.prepare(self._items(job))
+        started = time.monotonic()
+        prepared = self._model.prepare(self._items(job))
+        job.ready_at = time.monotonic()
+        self._decode_s = _average(self._decode_s, job.ready_at - started)
+        return prepared
 
     def _items(self, job: _Job) -> list[Item]:
         items = []
@@ -822,6 +863,8 @@ class ReplicaLinks:
         sent = message.result
         sent.id = job.id
         sent.inference_ms = result.inference_s * 1e3
+        if job.ahead_s is not None:
+            sent.ahead_ms = job.ahead_s * 1e3
         frames: list[Any] = []
         for item in result.items:
             if isinstance(item, Body):

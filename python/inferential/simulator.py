@@ -166,13 +166,15 @@ class _ReplicaClock:
         self.free_at = [0.0] * machine.slots
         self.random = random.Random(seed)
 
-    def run(self, sent: float, size: int) -> tuple[float, float]:
-        """A call of `size` requests that was sent then: when its answer is back, and the model's own time."""
+    def run(self, sent: float, size: int) -> tuple[float, float, float]:
+        """A call of `size` requests that was sent then: when its answer is back, the model's own time, and how long the call was there
+        before its turn."""
         m = self.machine
         there = (m.overhead_ms + m.overhead_item_ms * size) / 2e3
         slot = min(range(m.slots), key=self.free_at.__getitem__)
         begin = sent + there
         free_at = self.free_at[slot]
+        ahead = free_at - begin
         if begin < free_at:
             begin = free_at
             if m.handover_ms:
@@ -181,7 +183,7 @@ class _ReplicaClock:
         if m.noise_ms:
             runs += self.random.expovariate(1e3 / m.noise_ms)
         self.free_at[slot] = begin + runs
-        return begin + runs + there, runs
+        return begin + runs + there, runs, ahead
 
 
 Arrival: TypeAlias = "tuple[float, int, int, Observation, int]"
@@ -332,8 +334,8 @@ class _Simulation:
         for call in engine.take_calls():
             now += loop.dispatch_ms / 1e3
             size = len(call.requests)
-            back, runs = self._replicas[call.replica.id].run(now, size)
-            heapq.heappush(self._events, (back, next(self._numbers), call, CallResult([_BODY] * size, runs)))
+            back, runs, ahead = self._replicas[call.replica.id].run(now, size)
+            heapq.heappush(self._events, (back, next(self._numbers), call, CallResult([_BODY] * size, runs, ahead)))
         reply_s = loop.reply_ms / 1e3
         warm_up_s = self._scenario.warm_up_s
         for outcome in engine.take_outcomes():

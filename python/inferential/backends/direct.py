@@ -315,7 +315,8 @@ class DirectPath:
             else:
                 payload, at = link.take_payload(item, frames, at)
                 items.append(Body(item.envelope, payload))
-        self._results.append((result.id, CallResult(items, result.inference_ms / 1e3)))
+        ahead_s = result.ahead_ms / 1e3 if result.HasField("ahead_ms") else None
+        self._results.append((result.id, CallResult(items, result.inference_ms / 1e3, ahead_s)))
 
     # --- attaching ---
 

@@ -90,6 +90,8 @@ class Call:
     """The call it waits behind."""
     followed: bool = field(default=False, repr=False)
     """Whether it was staged, so that it followed another call without a gap."""
+    lead_s: float = field(default=0.0, repr=False)
+    """How long before it was predicted to begin it was sent."""
     begins_at: float = field(default=0.0, repr=False)
     """When the replica begins with it: known once it is not staged, predicted before."""
     ends_at: float = field(default=INFINITY, repr=False)
@@ -115,6 +117,8 @@ class CallResult:
     items: Sequence[Body | ItemError]
     inference_s: float
     """The model's execution alone."""
+    ahead_s: float | None = None
+    """How long the call was ready at its replica before the one ahead of it ended; negative: so long after that. None: nobody says."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import deque
 
+from inferential.scheduling.batching import Quantile
+from inferential.scheduling.request import INFINITY
+
 _DECAY = 0.97  # weight of what was known, per call: some thirty calls are remembered, so a throttling GPU is followed within a second
 _JUMP_DECAY = (
     0.5  # the same where a call took less than half of what was predicted: the model has warmed up, or recovered
@@ -14,13 +17,11 @@ _RELAX = 0.7
 _RESIDUALS = 64
 _SLOPE_INERTIA = 1.0
 _OVERHEADS = 15
-_AHEAD_S = 0.0005
-_GAP_S = 0.0005  # a call that was staged in time begins within less after the one before it, as seen from here
-_GAP_SHARE = 0.1
-_LEAD_STEP_S = 0.0002
-_LEAD_CAP = (
-    0.15  # of the predicted time: what still waits here can be ordered, refused and batched, what is staged can not
-)
+_FIRST_LEAD_S = 0.0005
+# Staged too early, a call leaves out who comes until its turn: each of these waits for a call more. Too late, and its replica is idle:
+# everybody waits for that, in both of the calls that a request sees. So it pays to be in time more often than not, and not nearly always.
+_LEAD_QUANTILE = 0.75
+_LEAD_CAP = 0.15  # of a call: what still waits here can be ordered, refused and batched, what is staged can not
 _MARGIN_CAP = 0.25  # of the predicted time: past that a margin costs more requests than it saves
 _TAIL_CAP = 0.5
 _MARGIN_QUANTILE = 0.9
@@ -35,7 +36,7 @@ class ServiceTime:
     """
 
     __slots__ = (
-        "_ahead_s",
+        "_leads",
         "_n",
         "_nn",
         "_ny",
@@ -62,7 +63,7 @@ class ServiceTime:
         self.tail_s = 0.0
         """99 % did; at most half of the time predicted."""
         self.samples = 0
-        self._ahead_s = _AHEAD_S
+        self._leads = Quantile(_LEAD_QUANTILE, INFINITY)
         self._w = self._n = self._nn = self._y = self._ny = 0.0
         # A few zeros to begin with: the very first calls, which may wait for much that is made once, say little.
         self._overheads: deque[float] = deque([0.0] * 3, maxlen=_OVERHEADS)
@@ -84,8 +85,20 @@ class ServiceTime:
 
     @property
     def lead_s(self) -> float:
-        """How long before the predicted end of a call the next one is sent, so that it is there, decoded, nine times out of ten."""
-        return self.overhead_s + self._ahead_s
+        """How long before the predicted end of a call the next one is sent, so that it is there, decoded, three times out of four."""
+        needed = self._leads.value
+        return self.overhead_s + _FIRST_LEAD_S if needed == INFINITY else needed
+
+    def learn_lead(self, lead_s: float, ahead_s: float, inference_s: float) -> None:
+        """Counts a staged call.
+
+        Args:
+            lead_s: how long before the predicted end of the call ahead of it this one was sent.
+            ahead_s: how long before the real end of that it was ready at the replica; negative: after it.
+            inference_s: the model's own word on its execution.
+        """
+        needed = lead_s - ahead_s
+        self._leads.add(max(0.0, min(needed, self.overhead_s + _LEAD_CAP * inference_s)))
 
     def quantile(self, n: int, q: float) -> float:
         """The time that a share `q` of calls of `n` requests does not exceed."""
@@ -117,9 +130,6 @@ class ServiceTime:
                 overheads.append(elapsed_s - inference_s)
                 self.overhead_s = known = sorted(overheads)[(len(overheads) - 1) // 2]
             elapsed_s = elapsed_s - known if elapsed_s > known else 0.0
-        elif inference_s > 0.0:
-            step = _LEAD_STEP_S * (1.0 - _GAP_SHARE if elapsed_s - inference_s > _GAP_S else -_GAP_SHARE)
-            self._ahead_s = max(-0.5 * self.overhead_s, min(self._ahead_s + step, _LEAD_CAP * inference_s))
         decay = _DECAY
         if self.samples:
             # Judged by what was predicted, before this call moves the line.

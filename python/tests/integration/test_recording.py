@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,15 @@ import pytest
 from inferential import AsyncConnection, Server
 from inferential._proto.inferential.recording.v1 import recording_pb2 as pb
 from inferential.config.schema import InferentialConfig
+from inferential.engine import Engine
 from inferential.errors import InferentialError
-from inferential.recording import RecordingError, open_recording, read_recording
+from inferential.metrics.collector import MetricsCollector
+from inferential.recording import Recorder, RecordingEngine, RecordingError, open_recording, read_recording
 from inferential.replay import replay
+from inferential.scheduling.request import Call, CallResult, Replica, Request
 from inferential.simulator import Scenario, Variant, simulate
+from inferential.types import Body, Observation
+from inferential.wire import encode_observation
 
 
 class Policy:
@@ -71,6 +77,40 @@ def test_replay_makes_the_same_decisions(tmp_path: Path) -> None:
     assert result.differences == []
     assert result.same
     assert result.decisions > answered  # an outcome each, and the calls
+
+
+def test_what_a_replica_says_of_its_calls_is_replayed(tmp_path: Path) -> None:
+    """When calls are staged follows from that: without it the recording of a busy replica would replay to other calls."""
+    path = tmp_path / "run.mcap"
+    config = InferentialConfig()
+    recorder = Recorder(path, config_json=config.model_dump_json(), models=["policy"])
+    engine = RecordingEngine(Engine(config, ["policy"], MetricsCollector()), recorder)
+    engine.replica_up(Replica("r", "policy", 1, 4, "direct"), 0.0)
+    running: deque[Call] = deque()
+    leads: list[float] = []
+    free_at = 0.0
+    for tick in range(1, 3000):  # every quarter of a millisecond; an observation each 3 ms
+        now = tick * 0.00025
+        if tick % 12 == 0:
+            observation = Observation("robot", "test", "policy", request_id=tick, latency_budget_ms=500.0)
+            engine.submit(Request(b"a", observation, (encode_observation(observation), b""), 1, now), now)
+        if running and now >= max(free_at, running[0].started_at) + 0.010:
+            call = running.popleft()
+            free_at = now
+            result = CallResult([Body(b"", ())] * len(call.requests), 0.0095, ahead_s=call.lead_s - 0.002)
+            engine.complete(call.id, result, now)
+        engine.advance(now)
+        for call in engine.take_calls():
+            running.append(call)
+            leads.append(call.lead_s)
+        engine.take_outcomes()
+        engine.take_abandoned()
+    recorder.close()
+
+    assert max(leads[-20:]) == pytest.approx(0.002, abs=0.0003)  # as it was told
+    result = replay(path)
+    assert result.differences == []
+    assert result.decisions > 250
 
 
 class _Collector:

@@ -217,8 +217,8 @@ class EngineMachine(RuleBasedStateMachine):
 
         self.both(act)
 
-    @rule(rounds=st.integers(1, 8))
-    def a_busy_while(self, rounds):
+    @rule(rounds=st.integers(1, 8), ahead_ms=st.sampled_from([None, -20.0, -0.5, 0.0, 0.3, 2.0]))
+    def a_busy_while(self, rounds, ahead_ms):
         """Everything that runs is answered when it was predicted to end, again and again; the engine learns."""
         for _ in range(rounds):
             if not self.running:
@@ -226,7 +226,8 @@ class EngineMachine(RuleBasedStateMachine):
             call = self.running.pop(min(self.running))
             took_ms = 10.0 + 0.5 * len(call.requests)
             self.time_passes(max(0.0, (call.begins_at - self.now) * 1e3 + took_ms))
-            result = CallResult([BODY] * len(call.requests), took_ms / 1e3)
+            ahead_s = None if ahead_ms is None else ahead_ms / 1e3
+            result = CallResult([BODY] * len(call.requests), took_ms / 1e3, ahead_s)
             self.both(lambda engine, _, call=call, result=result: engine.complete(call.id, result, self.now))
 
     @rule(ms=st.sampled_from([0.1, 1.0, 3.0, 7.0, 15.0, 40.0, 2500.0]))

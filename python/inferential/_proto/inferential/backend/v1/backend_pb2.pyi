@@ -120,14 +120,16 @@ class Cancel(_message.Message):
     def __init__(self, id: _Optional[int] = ...) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = ("id", "inference_ms", "items")
+    __slots__ = ("id", "inference_ms", "items", "ahead_ms")
     ID_FIELD_NUMBER: _ClassVar[int]
     INFERENCE_MS_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
+    AHEAD_MS_FIELD_NUMBER: _ClassVar[int]
     id: int
     inference_ms: float
     items: _containers.RepeatedCompositeFieldContainer[ItemResult]
-    def __init__(self, id: _Optional[int] = ..., inference_ms: _Optional[float] = ..., items: _Optional[_Iterable[_Union[ItemResult, _Mapping]]] = ...) -> None: ...
+    ahead_ms: float
+    def __init__(self, id: _Optional[int] = ..., inference_ms: _Optional[float] = ..., items: _Optional[_Iterable[_Union[ItemResult, _Mapping]]] = ..., ahead_ms: _Optional[float] = ...) -> None: ...
 
 class ItemResult(_message.Message):
     __slots__ = ("envelope", "frames", "failed", "error", "expired", "payload")

@@ -104,14 +104,16 @@ class ReplicaDown(_message.Message):
     def __init__(self, model: _Optional[str] = ..., replica: _Optional[str] = ..., reason: _Optional[str] = ..., drained: bool = ...) -> None: ...
 
 class Complete(_message.Message):
-    __slots__ = ("call", "inference_s", "items")
+    __slots__ = ("call", "inference_s", "items", "ahead_s")
     CALL_FIELD_NUMBER: _ClassVar[int]
     INFERENCE_S_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
+    AHEAD_S_FIELD_NUMBER: _ClassVar[int]
     call: int
     inference_s: float
     items: _containers.RepeatedCompositeFieldContainer[Item]
-    def __init__(self, call: _Optional[int] = ..., inference_s: _Optional[float] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ...) -> None: ...
+    ahead_s: float
+    def __init__(self, call: _Optional[int] = ..., inference_s: _Optional[float] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., ahead_s: _Optional[float] = ...) -> None: ...
 
 class Item(_message.Message):
     __slots__ = ("error", "retryable")
