@@ -16,7 +16,7 @@ from inferential.scheduling.base import make_scheduler
 from inferential.scheduling.calls import Calls
 from inferential.scheduling.dispatch import Dispatcher
 from inferential.scheduling.journal import Journal
-from inferential.scheduling.model import ModelState, Slots
+from inferential.scheduling.model import STAGING_PATH, ModelState, Slots
 from inferential.scheduling.order import Weights, find_policy
 from inferential.scheduling.replicas import ReplicaState
 from inferential.scheduling.request import INFINITY, Call, CallError, CallResult, ItemError, Outcome, Replica, Request
@@ -218,6 +218,11 @@ class Engine:
                         self._record("late_replies", 1.0, name, client)
             return
         model = self._models[call.model]
+        service = model.service
+        if call.yields and model.queue and service.confident and call.replica.path == STAGING_PATH:
+            # Nothing was staged behind it although something waits, as it ended early or calls are too short for the lead. One that was
+            # sent just in time would have been on its way for as long as it takes to reach an idle replica.
+            service.learn_lead(service.overhead_s + call.ends_at - now)
         replica = self._calls.close(model, call, now)
         size = len(call.requests)
         elapsed = now - call.started_at
@@ -305,7 +310,7 @@ class Engine:
             model.replicas.changed(replica)
         service.learn(size, took, from_idle=not call.followed, inference_s=result.inference_s)
         if call.followed and result.ahead_s is not None:
-            service.learn_lead(call.lead_s, result.ahead_s, result.inference_s)
+            service.learn_lead(call.lead_s - result.ahead_s)
 
     # --- time --------------------------------------------------------------------------------------------------------
 

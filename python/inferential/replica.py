@@ -47,7 +47,7 @@ QUICK_S = 0.0003
 SLOW_SHARE = 0.2
 """A model of whose recent calls so many at most took longer than QUICK_S is run by the thread that leads."""
 QUICK_CODEC_S = 0.001
-"""Calls that are decoded and encoded within this are so by the thread that leads: a thread of its own would begin later."""
+"""Where at most SLOW_SHARE of recent calls took longer than this to decode (or to encode), the thread that leads does that."""
 _SHARE_WEIGHT = 0.05
 BURST = 64  # messages read from a server before calls are run
 _RELEVANT = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
@@ -117,8 +117,6 @@ class _Lane:
     calls: queue.SimpleQueue[_Waiting | None] = field(default_factory=queue.SimpleQueue)
     idle: bool = False
     """It waits for a call; guarded by the mutex."""
-    ended_at: float = 0.0
-    """When its last run was over."""
 
 
 class ModelThread:
@@ -152,17 +150,23 @@ class ModelThread:
                 return
 
 
-def _average(before: float, seconds: float) -> float:
-    """Of what decoding or encoding took; what the machine holds up once says little."""
-    return before + _SHARE_WEIGHT * (min(seconds, 2.0 * QUICK_CODEC_S) - before)
+_Gate = queue.SimpleQueue[float]
 
 
-def _gate(places: int) -> queue.SimpleQueue[None]:
-    """Lets so many through at a time, each taking a place and putting it back; quicker than a Semaphore."""
-    gate: queue.SimpleQueue[None] = queue.SimpleQueue()
+def _gate(places: int) -> _Gate:
+    """Lets so many through at a time, each taking a place and putting it back; quicker than a Semaphore.
+
+    A place is when the call that had it before was over; 0: none had.
+    """
+    gate: _Gate = queue.SimpleQueue()
     for _ in range(places):
-        gate.put(None)
+        gate.put(0.0)
     return gate
+
+
+def _slow(share: float, seconds: float, limit_s: float) -> float:
+    """The share of what takes longer than a limit; not the mean, for once that the machine holds something up says little."""
+    return share + _SHARE_WEIGHT * ((seconds > limit_s) - share)
 
 
 class ReplicaLinks:
@@ -207,8 +211,7 @@ class ReplicaLinks:
         self._armed = False  # whether the thread that stands by watches the leader
         self._standing_by = False
         self._guard = threading.Semaphore(0)
-        self._slow_share = 1.0  # moving averages
-        self._decode_s = self._encode_s = QUICK_CODEC_S
+        self._slow_share = self._slow_decoding = self._slow_encoding = 1.0  # moving averages
         self._asleep = False
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -216,6 +219,7 @@ class ReplicaLinks:
         self._lanes: list[_Lane] = []
         self._ready: deque[_Waiting] = deque()  # for whichever model thread is idle first
         self._to_run = 0  # calls between the leader and the end of their run in a model thread
+        self._decoding = 0  # calls that threads beside the model's are to decode
         # For the threads beside the model's, of which there are so many.
         self._beside: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._helpers = 0
@@ -402,7 +406,8 @@ class ReplicaLinks:
                     if time.monotonic() > until:
                         break
             while ran:
-                self._encode_results(*ran.popleft())
+                if not self._watched(partial(self._encode_results, *ran.popleft())):
+                    return
             while finished:
                 self._answer(*finished.popleft())
         if self._draining:
@@ -433,7 +438,7 @@ class ReplicaLinks:
             except queue.Empty:
                 pass
             else:
-                return self._run_here(job, gate)
+                return self._watched(partial(self._run_here, job, gate))
         with self._mutex:
             before = self._to_run
             self._to_run += 1
@@ -449,19 +454,31 @@ class ReplicaLinks:
                 return True
         if before < self._limit:
             self._offer((job, None, 0.0))
-        elif self._decode_s < QUICK_CODEC_S:  # it is decoded while those before it run
-            self._decode(job)
+        elif self._slow_decoding < SLOW_SHARE and self._standing_by and not self._decoding:
+            return self._watched(partial(self._decode, job))  # while those before it run
         else:
-            self._beside.put(partial(self._decode, job))
+            with self._mutex:
+                self._decoding += 1
+            self._beside.put(partial(self._decode_beside, job))
         return True
 
-    def _run_here(self, job: _Job, gate: queue.SimpleQueue[None]) -> bool:
+    def _watched(self, step: Callable[[], None]) -> bool:
+        """Does what should be quick in the thread that leads. Where it is not the thread that stands by takes the lead: False."""
         started = time.monotonic()
         with self._mutex:
             self._inline_since = started
             if not self._armed:
                 self._armed = True
                 self._guard.release()
+        step()
+        with self._mutex:
+            leads = self._inline_since == started
+            if leads:
+                self._inline_since = 0.0
+        return leads
+
+    def _run_here(self, job: _Job, gate: _Gate) -> None:
+        started = time.monotonic()
         try:
             try:
                 items = self._items(job)
@@ -473,23 +490,12 @@ class ReplicaLinks:
                         self._model.execute_sync(prepared)
                     result = self._model.finish(prepared)
             finally:
-                gate.put(None)
+                gate.put(time.monotonic())
             answer = self._encode(job, result)
         except BaseException as e:
             answer = self._encode_failure(job, e)
-        with self._mutex:
-            leads = self._inline_since == started
-            if leads:
-                self._inline_since = 0.0
-        self._learn(time.monotonic() - started)
-        self._finished.append(answer)
-        if not leads:
-            self._wake()
-        return leads
-
-    def _learn(self, took_s: float) -> None:
-        # The share of slow calls rather than their mean: one call that the machine held up says little of the model.
-        self._slow_share += _SHARE_WEIGHT * ((took_s > QUICK_S) - self._slow_share)
+        self._slow_share = _slow(self._slow_share, time.monotonic() - started, QUICK_S)
+        self._answered(answer)
 
     # --- links (whoever leads) ---
 
@@ -739,14 +745,14 @@ class ReplicaLinks:
                 if call is None:
                     return
             if ran is not None:
-                if self._encode_s < QUICK_CODEC_S:
+                if self._slow_encoding < SLOW_SHARE and self._standing_by:
                     self._ran.append(ran)
                     self._wake()
                 else:
                     self._beside.put(partial(self._encode_results, *ran))
-            ran = self._run(lane, *call)
+            ran = self._run(*call)
 
-    def _run(self, lane: _Lane, job: _Job, prepared: Prepared | None, decode_s: float) -> tuple[_Job, Prepared] | None:
+    def _run(self, job: _Job, prepared: Prepared | None, decode_s: float) -> tuple[_Job, Prepared] | None:
         """Runs a call, and decodes it where that is yet to be done. None where there are no results to encode."""
         try:
             if prepared is None:
@@ -754,20 +760,18 @@ class ReplicaLinks:
                 prepared = self._prepare(job)
                 decode_s = time.monotonic() - started
             gate = self._thread_gate
-            gate.get()  # waits only for a call that the leader runs, or where the limit was lowered
-            job.follows(lane.ended_at)
+            job.follows(gate.get())  # waits only for a call that the leader runs, or where the limit was lowered
             try:
                 if self._still_wanted(job, prepared):
                     self._model.execute_sync(prepared)
             finally:
-                lane.ended_at = time.monotonic()
-                gate.put(None)
+                gate.put(time.monotonic())
         except BaseException as e:  # even a SystemExit of the model must answer its call
             self._ended()
             self._answered(self._encode_failure(job, e))
             return None
         self._ended()
-        self._learn(decode_s + prepared.inference_s)
+        self._slow_share = _slow(self._slow_share, decode_s + prepared.inference_s, QUICK_S)
         return job, prepared
 
     def _ended(self) -> None:
@@ -789,13 +793,18 @@ class ReplicaLinks:
         else:
             self._offer((job, prepared, time.monotonic() - started))
 
+    def _decode_beside(self, job: _Job) -> None:
+        self._decode(job)
+        with self._mutex:
+            self._decoding -= 1
+
     def _encode_results(self, job: _Job, prepared: Prepared) -> None:
         started = time.monotonic()
         try:
             answer = self._encode(job, self._model.finish(prepared))
         except BaseException as e:
             answer = self._encode_failure(job, e)
-        self._encode_s = _average(self._encode_s, time.monotonic() - started)
+        self._slow_encoding = _slow(self._slow_encoding, time.monotonic() - started, QUICK_CODEC_S)
         self._answered(answer)
 
     def _answered(self, answer: tuple[_Job, bytes, list[Any]]) -> None:
@@ -831,7 +840,7 @@ class ReplicaLinks:
         started = time.monotonic()
         prepared = self._model.prepare(self._items(job))
         job.ready_at = time.monotonic()
-        self._decode_s = _average(self._decode_s, job.ready_at - started)
+        self._slow_decoding = _slow(self._slow_decoding, job.ready_at - started, QUICK_CODEC_S)
         return prepared
 
     def _items(self, job: _Job) -> list[Item]:

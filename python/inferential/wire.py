@@ -350,6 +350,7 @@ def pack(tensors: Mapping[str, Any], *, several_frames: bool, timestamps_ns: Map
 
     Tensors have one field number in Observation and ModelResponse: the bytes are right for both.
     """
+    tensors = dict(tensors)  # read once: what is in a caller's mapping may change meanwhile
     # Arrays of the same names and shapes each time are what robots send and models return.
     names: list[tuple[str, np.dtype[Any], tuple[int, ...]]] = []
     if not timestamps_ns and (several_frames or len(tensors) == 1):

@@ -17,11 +17,14 @@ _RELAX = 0.7
 _RESIDUALS = 64
 _SLOPE_INERTIA = 1.0
 _OVERHEADS = 15
+_CONFIDENT_CALLS = 8
 _FIRST_LEAD_S = 0.0005
 # Staged too early, a call leaves out who comes until its turn: each of these waits for a call more. Too late, and its replica is idle:
 # everybody waits for that, in both of the calls that a request sees. So it pays to be in time more often than not, and not nearly always.
 _LEAD_QUANTILE = 0.75
-_LEAD_CAP = 0.15  # of a call: what still waits here can be ordered, refused and batched, what is staged can not
+_LEAD_CAP = (
+    0.15  # of an average call: what still waits here can be ordered, refused and batched, what is staged can not
+)
 _MARGIN_CAP = 0.25  # of the predicted time: past that a margin costs more requests than it saves
 _TAIL_CAP = 0.5
 _MARGIN_QUANTILE = 0.9
@@ -79,6 +82,11 @@ class ServiceTime:
         """Whether there is anything to predict from."""
         return self._w > 0.0
 
+    @property
+    def confident(self) -> bool:
+        """Whether enough calls were seen for the next one to be staged on a prediction."""
+        return self.samples >= _CONFIDENT_CALLS
+
     def mean(self, n: int) -> float:
         """Predicted time of a call of `n` requests that follows another without a gap."""
         return self.call_s + self.item_s * n
@@ -87,18 +95,13 @@ class ServiceTime:
     def lead_s(self) -> float:
         """How long before the predicted end of a call the next one is sent, so that it is there, decoded, three times out of four."""
         needed = self._leads.value
-        return self.overhead_s + _FIRST_LEAD_S if needed == INFINITY else needed
+        if needed == INFINITY:
+            return self.overhead_s + _FIRST_LEAD_S
+        return max(0.0, min(needed, self.overhead_s + _LEAD_CAP * self._y / self._w))
 
-    def learn_lead(self, lead_s: float, ahead_s: float, inference_s: float) -> None:
-        """Counts a staged call.
-
-        Args:
-            lead_s: how long before the predicted end of the call ahead of it this one was sent.
-            ahead_s: how long before the real end of that it was ready at the replica; negative: after it.
-            inference_s: the model's own word on its execution.
-        """
-        needed = lead_s - ahead_s
-        self._leads.add(max(0.0, min(needed, self.overhead_s + _LEAD_CAP * inference_s)))
+    def learn_lead(self, needed_s: float) -> None:
+        """Counts how long before its predecessor's predicted end a call should have been sent, to be ready right at the real end."""
+        self._leads.add(needed_s)
 
     def quantile(self, n: int, q: float) -> float:
         """The time that a share `q` of calls of `n` requests does not exceed."""
@@ -163,6 +166,7 @@ class ServiceTime:
         self._y *= _RELAX
         self._ny *= _RELAX
         self.margin_s = self.tail_s = 0.0
+        self._leads = Quantile(_LEAD_QUANTILE, INFINITY)
         self._recent.clear()
         self._sorted.clear()
 

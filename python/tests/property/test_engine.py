@@ -218,7 +218,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.both(act)
 
     @rule(rounds=st.integers(1, 8), ahead_ms=st.sampled_from([None, -20.0, -0.5, 0.0, 0.3, 2.0]))
-    def a_busy_while(self, rounds, ahead_ms):
+    def a_busy_while(self, rounds, ahead_ms=None):
         """Everything that runs is answered when it was predicted to end, again and again; the engine learns."""
         for _ in range(rounds):
             if not self.running:
