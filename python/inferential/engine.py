@@ -219,7 +219,8 @@ class Engine:
             return
         model = self._models[call.model]
         service = model.service
-        if call.yields and model.queue and service.confident and call.replica.path == STAGING_PATH:
+        where = model.replicas.get(call.replica.id) if call.yields and not call.staged and service.confident else None
+        if where is not None and where.full and model.queue and call.replica.path == STAGING_PATH:
             # Nothing was staged behind it although something waits, as it ended early or calls are too short for the lead. One that was
             # sent just in time would have been on its way for as long as it takes to reach an idle replica.
             service.learn_lead(service.overhead_s + call.ends_at - now)
@@ -309,7 +310,7 @@ class Engine:
             replica.took(took / predicted)
             model.replicas.changed(replica)
         service.learn(size, took, from_idle=not call.followed, inference_s=result.inference_s)
-        if call.followed and result.ahead_s is not None:
+        if call.lead_s is not None and result.ahead_s is not None:
             service.learn_lead(call.lead_s - result.ahead_s)
 
     # --- time --------------------------------------------------------------------------------------------------------

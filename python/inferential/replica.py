@@ -1,10 +1,10 @@
 """The direct path, the model's end: inside a Serve replica, takes calls from all servers that know this model.
 
 Threads: one leads, that is, it does the I/O with all servers; one stands by; one looks up in Ray which servers there are. An async
-model runs on Serve's event loop. A sync model has as many threads as calls may run, of which the first is always preferred; what goes in
-and out is decoded and encoded while they run, by the thread that leads where that is quick, else by others. A sync model without a
-warm_up that has been quick so far is run by the leading thread itself, as handing a call to another thread and back costs more than such
-a model; where it takes longer than 5 ms after all, the thread that stands by takes over the sockets, so no inference ever stops the I/O.
+model runs on Serve's event loop. A sync model has as many threads as calls may run, of which the first is always preferred, and others
+that decode and encode while they run. A sync model without a warm_up that has been quick so far is run by the leading thread itself, as
+handing a call to another thread and back costs more than such a model; where it takes longer than 5 ms after all, the thread that
+stands by takes over the sockets, so no inference ever stops the I/O.
 Heartbeats are ZMQ's own and need none of these threads.
 """
 
@@ -46,8 +46,6 @@ TAKE_OVER_S = 0.005
 QUICK_S = 0.0003
 SLOW_SHARE = 0.2
 """A model of whose recent calls so many at most took longer than QUICK_S is run by the thread that leads."""
-QUICK_CODEC_S = 0.001
-"""Where at most SLOW_SHARE of recent calls took longer than this to decode (or to encode), the thread that leads does that."""
 _SHARE_WEIGHT = 0.05
 BURST = 64  # messages read from a server before calls are run
 _RELEVANT = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
@@ -164,11 +162,6 @@ def _gate(places: int) -> _Gate:
     return gate
 
 
-def _slow(share: float, seconds: float, limit_s: float) -> float:
-    """The share of what takes longer than a limit; not the mean, for once that the machine holds something up says little."""
-    return share + _SHARE_WEIGHT * ((seconds > limit_s) - share)
-
-
 class ReplicaLinks:
     """All links of one replica, and the calls that came over them.
 
@@ -202,7 +195,6 @@ class ReplicaLinks:
         self._links: tuple[_Server, ...] = ()  # the same
         self._commands: deque[Callable[[], None]] = deque()
         self._pending: deque[_Job] = deque()  # received, not yet given to the model
-        self._ran: deque[tuple[_Job, Prepared]] = deque()  # results that the leader is to encode
         self._finished: deque[tuple[_Job, bytes, list[Any]]] = deque()
         self._warm_thread = thread
         self._mutex = threading.Lock()  # guards the next four, and those of the model threads
@@ -211,7 +203,7 @@ class ReplicaLinks:
         self._armed = False  # whether the thread that stands by watches the leader
         self._standing_by = False
         self._guard = threading.Semaphore(0)
-        self._slow_share = self._slow_decoding = self._slow_encoding = 1.0  # moving averages
+        self._slow_share = 1.0  # moving average
         self._asleep = False
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -219,7 +211,6 @@ class ReplicaLinks:
         self._lanes: list[_Lane] = []
         self._ready: deque[_Waiting] = deque()  # for whichever model thread is idle first
         self._to_run = 0  # calls between the leader and the end of their run in a model thread
-        self._decoding = 0  # calls that threads beside the model's are to decode
         # For the threads beside the model's, of which there are so many.
         self._beside: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._helpers = 0
@@ -387,7 +378,7 @@ class ReplicaLinks:
 
     def _turn(self) -> None:
         """Does all that can be done now, then waits. Returns at once when another thread leads."""
-        finished, ran, commands, pending = self._finished, self._ran, self._commands, self._pending
+        finished, commands, pending = self._finished, self._commands, self._pending
         while True:
             while commands:
                 commands.popleft()()
@@ -395,7 +386,7 @@ class ReplicaLinks:
             more = False
             for server in self._links:
                 more = self._read(server) or more
-            if not (more or pending or finished or ran):
+            if not (more or pending or finished):
                 break
             if pending:
                 # Answers to what came together leave together, if that is soon: all ends of the link do less for each.
@@ -405,15 +396,12 @@ class ReplicaLinks:
                         return
                     if time.monotonic() > until:
                         break
-            while ran:
-                if not self._watched(partial(self._encode_results, *ran.popleft())):
-                    return
             while finished:
                 self._answer(*finished.popleft())
         if self._draining:
             self._try_to_leave()
         self._asleep = True
-        if finished or ran or commands or self._closed.is_set():
+        if finished or commands or self._closed.is_set():
             self._asleep = False
             return
         ready = self._poll.poll(100 if self._draining else 1000)
@@ -438,7 +426,7 @@ class ReplicaLinks:
             except queue.Empty:
                 pass
             else:
-                return self._watched(partial(self._run_here, job, gate))
+                return self._run_here(job, gate)
         with self._mutex:
             before = self._to_run
             self._to_run += 1
@@ -454,31 +442,17 @@ class ReplicaLinks:
                 return True
         if before < self._limit:
             self._offer((job, None, 0.0))
-        elif self._slow_decoding < SLOW_SHARE and self._standing_by and not self._decoding:
-            return self._watched(partial(self._decode, job))  # while those before it run
-        else:
-            with self._mutex:
-                self._decoding += 1
-            self._beside.put(partial(self._decode_beside, job))
+        else:  # it is decoded while those before it run
+            self._beside.put(partial(self._decode, job))
         return True
 
-    def _watched(self, step: Callable[[], None]) -> bool:
-        """Does what should be quick in the thread that leads. Where it is not the thread that stands by takes the lead: False."""
+    def _run_here(self, job: _Job, gate: _Gate) -> bool:
         started = time.monotonic()
         with self._mutex:
             self._inline_since = started
             if not self._armed:
                 self._armed = True
                 self._guard.release()
-        step()
-        with self._mutex:
-            leads = self._inline_since == started
-            if leads:
-                self._inline_since = 0.0
-        return leads
-
-    def _run_here(self, job: _Job, gate: _Gate) -> None:
-        started = time.monotonic()
         try:
             try:
                 items = self._items(job)
@@ -494,8 +468,19 @@ class ReplicaLinks:
             answer = self._encode(job, result)
         except BaseException as e:
             answer = self._encode_failure(job, e)
-        self._slow_share = _slow(self._slow_share, time.monotonic() - started, QUICK_S)
-        self._answered(answer)
+        with self._mutex:
+            leads = self._inline_since == started
+            if leads:
+                self._inline_since = 0.0
+        self._learn(time.monotonic() - started)
+        self._finished.append(answer)
+        if not leads:
+            self._wake()
+        return leads
+
+    def _learn(self, took_s: float) -> None:
+        # The share of slow calls rather than their mean: one call that the machine held up says little of the model.
+        self._slow_share += _SHARE_WEIGHT * ((took_s > QUICK_S) - self._slow_share)
 
     # --- links (whoever leads) ---
 
@@ -729,7 +714,7 @@ class ReplicaLinks:
     def _run_calls(self, lane: _Lane) -> None:
         """A model thread. What a framework keeps for each thread (plans of kernels, a graphics context) is found again by every call.
 
-        The next call goes before the last one's results: another thread encodes those, so that the device is never idle for it.
+        The next call goes before the last one's results: a thread beside encodes those, so that the device is never idle for it.
         """
         ran: tuple[_Job, Prepared] | None = None
         while True:
@@ -745,11 +730,7 @@ class ReplicaLinks:
                 if call is None:
                     return
             if ran is not None:
-                if self._slow_encoding < SLOW_SHARE and self._standing_by:
-                    self._ran.append(ran)
-                    self._wake()
-                else:
-                    self._beside.put(partial(self._encode_results, *ran))
+                self._beside.put(partial(self._encode_results, *ran))
             ran = self._run(*call)
 
     def _run(self, job: _Job, prepared: Prepared | None, decode_s: float) -> tuple[_Job, Prepared] | None:
@@ -771,7 +752,7 @@ class ReplicaLinks:
             self._answered(self._encode_failure(job, e))
             return None
         self._ended()
-        self._slow_share = _slow(self._slow_share, decode_s + prepared.inference_s, QUICK_S)
+        self._learn(decode_s + prepared.inference_s)
         return job, prepared
 
     def _ended(self) -> None:
@@ -793,18 +774,11 @@ class ReplicaLinks:
         else:
             self._offer((job, prepared, time.monotonic() - started))
 
-    def _decode_beside(self, job: _Job) -> None:
-        self._decode(job)
-        with self._mutex:
-            self._decoding -= 1
-
     def _encode_results(self, job: _Job, prepared: Prepared) -> None:
-        started = time.monotonic()
         try:
             answer = self._encode(job, self._model.finish(prepared))
         except BaseException as e:
             answer = self._encode_failure(job, e)
-        self._slow_encoding = _slow(self._slow_encoding, time.monotonic() - started, QUICK_CODEC_S)
         self._answered(answer)
 
     def _answered(self, answer: tuple[_Job, bytes, list[Any]]) -> None:
@@ -837,10 +811,8 @@ class ReplicaLinks:
             self._wake()
 
     def _prepare(self, job: _Job) -> Prepared:
-        started = time.monotonic()
         prepared = self._model.prepare(self._items(job))
         job.ready_at = time.monotonic()
-        self._slow_decoding = _slow(self._slow_decoding, job.ready_at - started, QUICK_CODEC_S)
         return prepared
 
     def _items(self, job: _Job) -> list[Item]:

@@ -44,7 +44,8 @@ class Calls:
         call = Call(self._count, model.name, replica.replica, requests, now, now + self.timeout_s)
         call.unanswered = len(requests)
         call.begins_at = begins_at
-        call.lead_s = 0.0 if follows is None else follows.ends_at - now
+        if follows is not None and replica.full:
+            call.lead_s = follows.ends_at - now
         self._open[call.id] = call
         replica.calls[call.id] = call
         if follows is None:

@@ -35,6 +35,11 @@ class ReplicaState:
         """Whether a call can begin now."""
         return self.running < self.replica.slots and not self.draining
 
+    @property
+    def full(self) -> bool:
+        """Whether one call more would wait there."""
+        return self.running >= self.replica.slots
+
     def took(self, ratio: float) -> None:
         """Counts a call by its time relative to the prediction."""
         self.speed += _ALPHA * (ratio - self.speed)

@@ -90,8 +90,8 @@ class Call:
     """The call it waits behind."""
     followed: bool = field(default=False, repr=False)
     """Whether it was staged, so that it followed another call without a gap."""
-    lead_s: float = field(default=0.0, repr=False)
-    """How long before it was predicted to begin it was sent."""
+    lead_s: float | None = field(default=None, repr=False)
+    """Staged: how long before its predecessor was predicted to end it was sent. None where it had no need to wait for that."""
     begins_at: float = field(default=0.0, repr=False)
     """When the replica begins with it: known once it is not staged, predicted before."""
     ends_at: float = field(default=INFINITY, repr=False)

@@ -97,12 +97,12 @@ def test_what_a_replica_says_of_its_calls_is_replayed(tmp_path: Path) -> None:
         if running and now >= max(free_at, running[0].started_at) + 0.010:
             call = running.popleft()
             free_at = now
-            result = CallResult([Body(b"", ())] * len(call.requests), 0.0095, ahead_s=call.lead_s - 0.002)
+            result = CallResult([Body(b"", ())] * len(call.requests), 0.0095, ahead_s=(call.lead_s or 0.0) - 0.002)
             engine.complete(call.id, result, now)
         engine.advance(now)
         for call in engine.take_calls():
             running.append(call)
-            leads.append(call.lead_s)
+            leads.append(call.lead_s or 0.0)
         engine.take_outcomes()
         engine.take_abandoned()
     recorder.close()

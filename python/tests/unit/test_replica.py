@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -220,68 +220,16 @@ def test_a_call_says_how_long_before_its_turn_it_was_ready(store: Store, kind: t
             (r,) = await driver.replica("m")
             first, second = (driver.start_call(r, [driver.request("m", n=n)]) for n in (1, 2))
             await driver.until(lambda: links.ongoing() == 2)
-            await asyncio.sleep(0.1)  # what is measured
+            await asyncio.sleep(0.3)  # what is measured
             model.go.release(2)
             results = [await driver.outcome(call) for call in (first, second)]
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.3)
             model.go.release()
             results.append(await driver.outcome(driver.start_call(r, [driver.request("m", n=3)])))
             none, before, after = (result.ahead_s for result in results)  # type: ignore[union-attr]
             assert none is None
             assert 0.05 < before < 20.0  # type: ignore[operator]
             assert -20.0 < after < -0.05  # type: ignore[operator]
-
-    asyncio.run(main())
-
-
-class Result:
-    """Becomes an array in the thread that encodes it, and takes so long for that."""
-
-    threads: ClassVar[deque[str]] = deque(maxlen=20)
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-
-    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
-        self.threads.append(threading.current_thread().name)
-        if self._seconds:
-            time.sleep(self._seconds)
-        return np.ones(3)
-
-
-def test_who_encodes(store: Store) -> None:
-    """What is quick to decode and encode is so where the sockets are read; what is not never keeps these waiting."""
-
-    class Slow:
-        def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
-            time.sleep(0.001)
-            return {"y": Result(float(obs["s"]))}
-
-    async def ask_many(driver: Driver, r: Any, seconds: float) -> None:
-        # Three lanes keep a call waiting: only while another one runs somebody beside the model's thread encodes.
-        async def lane() -> None:
-            for _ in range(40):
-                assert not isinstance(await ask(driver, r, s=seconds), ItemError)
-
-        await asyncio.gather(*(lane() for _ in range(3)))
-
-    async def main() -> None:
-        async with server(store) as driver, replica(Slow(), max_ongoing=lambda: 1):
-            (r,) = await driver.replica("m")
-            await ask_many(driver, r, 0.004)
-            assert not any(name.startswith("inferential-io") for name in Result.threads)
-            for _ in range(50):
-                await ask_many(driver, r, 0.0)
-                if any(name.startswith("inferential-io") for name in Result.threads):
-                    break
-            else:
-                raise AssertionError("threads beside the model's encode what is quick")
-            # Were it slow after all, the thread that stands by takes the sockets over.
-            slow = driver.start_call(r, [driver.request("m", s=3.0)])
-            behind = driver.start_call(r, [driver.request("m", s=0.0)])
-            assert isinstance(await driver.outcome(behind), CallResult)
-            assert slow.id not in driver.outcomes
-            assert isinstance(await driver.outcome(slow), CallResult)
 
     asyncio.run(main())
 
