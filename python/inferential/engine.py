@@ -219,7 +219,7 @@ class Engine:
             return
         model = self._models[call.model]
         service = model.service
-        where = model.replicas.get(call.replica.id) if call.yields and not call.staged and service.confident else None
+        where = model.replicas.get(call.replica.id) if call.yields and not call.staged and service.lead_known else None
         if where is not None and where.full and model.queue and call.replica.path == STAGING_PATH:
             # Nothing was staged behind it although something waits, as it ended early or calls are too short for the lead. One that was
             # sent just in time would have been on its way for as long as it takes to reach an idle replica.

@@ -22,6 +22,7 @@ _RELAX_AFTER_S = 0.25
 # Of its budget: kept between what lower levels take and the deadline of a better one, for what the server does not see and cannot
 # predict: a reply's way where it is slow. On a busy machine 1 % of the best level came too late with a twentieth, 0.2 % with a tenth.
 _RESERVE = 0.1
+_MOST_SPARE = 0.25  # of the budget
 _MOST_OWED = 4.0  # turns; for a client that is owed so many a call may be half as large as for others
 
 
@@ -269,9 +270,13 @@ class Dispatcher:
         service = model.service
         if most == 1 or not service.known:
             return most
+        budget = model.tight_budget.value
+        spare = 0.0
+        if not self._predictive:  # else no batch is larger than the deadlines of its members allow
+            spare = min(service.margin_s + self._deadline_margin_s + service.lead_s, _MOST_SPARE * budget)
         # One batch follows the other, so what it takes to reach an idle replica does not count twice.
         rate = model.rate.at(now) / max(1, model.replicas.live)
-        return batch_limit(plan.call, plan.item, model.tight_budget.value, rate, most)
+        return batch_limit(plan.call, plan.item, budget - spare, rate, most)
 
     def _level_limits(self, model: ModelState, plan: _Plan, most: int, now: float) -> dict[int, int]:
         """Of each level the largest batch that its requests may be added to ("Room for better levels")."""

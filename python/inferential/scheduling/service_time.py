@@ -83,6 +83,11 @@ class ServiceTime:
         return self._w > 0.0
 
     @property
+    def lead_known(self) -> bool:
+        """Whether a staged call has told how early it was: the others alone say too little, most of all where calls are quick."""
+        return self._leads.value != INFINITY
+
+    @property
     def confident(self) -> bool:
         """Whether enough calls were seen for the next one to be staged on a prediction."""
         return self.samples >= _CONFIDENT_CALLS
@@ -97,7 +102,7 @@ class ServiceTime:
         needed = self._leads.value
         if needed == INFINITY:
             return self.overhead_s + _FIRST_LEAD_S
-        return max(0.0, min(needed, self.overhead_s + _LEAD_CAP * self._y / self._w))
+        return max(0.5 * self.overhead_s, min(needed, self.overhead_s + _LEAD_CAP * self._y / self._w))
 
     def learn_lead(self, needed_s: float) -> None:
         """Counts how long before its predecessor's predicted end a call should have been sent, to be ready right at the real end."""
