@@ -218,12 +218,7 @@ class Engine:
                         self._record("late_replies", 1.0, name, client)
             return
         model = self._models[call.model]
-        service = model.service
-        where = model.replicas.get(call.replica.id) if call.yields and not call.staged and service.lead_known else None
-        if where is not None and where.full and model.queue and call.replica.path == STAGING_PATH:
-            # Nothing was staged behind it although something waits, as it ended early or calls are too short for the lead. One that was
-            # sent just in time would have been on its way for as long as it takes to reach an idle replica.
-            service.learn_lead(service.overhead_s + call.ends_at - now)
+        self._learn_unstaged(model, call, now)
         replica = self._calls.close(model, call, now)
         size = len(call.requests)
         elapsed = now - call.started_at
@@ -312,6 +307,22 @@ class Engine:
         service.learn(size, took, from_idle=not call.followed, inference_s=result.inference_s)
         if call.lead_s is not None and result.ahead_s is not None:
             service.learn_lead(call.lead_s - result.ahead_s)
+
+    def _learn_unstaged(self, model: ModelState, call: Call, now: float) -> None:
+        """From a call that is about to be closed, with nothing staged behind it although something waits: it ended early, most often."""
+        service = model.service
+        if (
+            call.staged
+            or not call.yields
+            or not model.queue
+            or not service.lead_known
+            or call.replica.path != STAGING_PATH
+        ):
+            return
+        replica = model.replicas.get(call.replica.id)
+        if replica is not None and replica.full:
+            # Sent just in time, the next would have been on its way for as long as it takes to reach an idle replica.
+            service.learn_lead(service.overhead_s + call.ends_at - now)
 
     # --- time --------------------------------------------------------------------------------------------------------
 

@@ -372,9 +372,11 @@ def pack(tensors: Mapping[str, Any], *, several_frames: bool, timestamps_ns: Map
         places: list[int] = []
         end = 0
         for entry in packed.tensors:
-            offset = entry.get("byte_offset", _OWN_FRAME)
-            places.append(offset - end if offset != _OWN_FRAME else _OWN_FRAME)
-            end = end if offset == _OWN_FRAME else offset + entry["byte_length"]
+            if "byte_offset" in entry:
+                places.append(entry["byte_offset"] - end)
+                end = entry["byte_offset"] + entry["byte_length"]
+            else:
+                places.append(_OWN_FRAME)
         _layouts[layout] = _Layout(encoded, tuple(places))
     return Body(encoded, [f if len(f) >= LARGE_TENSOR_BYTES else bytes(f) for f in packed.frames])
 

@@ -18,6 +18,7 @@ from inferential.scheduling.request import INFINITY, Call, Request
 from inferential.scheduling.waiting import MAX_RETRY_AFTER_MS, End, Record, WaitingRoom
 from inferential.types import Reason, Status
 
+_CONFIDENT_CALLS = 8  # so many calls of a model must have been seen before one is staged on a prediction
 _RELAX_AFTER_S = 0.25
 # Of its budget: kept between what lower levels take and the deadline of a better one, for what the server does not see and cannot
 # predict: a reply's way where it is slow. On a busy machine 1 % of the best level came too late with a twentieth, 0.2 % with a tenth.
@@ -193,7 +194,7 @@ class Dispatcher:
 
     def _stage(self, model: ModelState, now: float) -> _Opening | None:
         """Behind a call that is about to end, so that its replica is not idle until the next one has come."""
-        if not model.service.confident:
+        if model.service.samples < _CONFIDENT_CALLS:
             return None
         call = model.next_end()
         if call is None or call.staged or call.replica.path != STAGING_PATH:

@@ -33,7 +33,7 @@ class ReplicaState:
     @property
     def has_room(self) -> bool:
         """Whether a call can begin now."""
-        return self.running < self.replica.slots and not self.draining
+        return not (self.full or self.draining)
 
     @property
     def full(self) -> bool:

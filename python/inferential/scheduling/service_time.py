@@ -17,7 +17,6 @@ _RELAX = 0.7
 _RESIDUALS = 64
 _SLOPE_INERTIA = 1.0
 _OVERHEADS = 15
-_CONFIDENT_CALLS = 8
 _FIRST_LEAD_S = 0.0005
 # Staged too early, a call leaves out who comes until its turn: each of these waits for a call more. Too late, and its replica is idle:
 # everybody waits for that, in both of the calls that a request sees. So it pays to be in time more often than not, and not nearly always.
@@ -86,11 +85,6 @@ class ServiceTime:
     def lead_known(self) -> bool:
         """Whether a staged call has told how early it was: the others alone say too little, most of all where calls are quick."""
         return self._leads.value != INFINITY
-
-    @property
-    def confident(self) -> bool:
-        """Whether enough calls were seen for the next one to be staged on a prediction."""
-        return self.samples >= _CONFIDENT_CALLS
 
     def mean(self, n: int) -> float:
         """Predicted time of a call of `n` requests that follows another without a gap."""
