@@ -9,8 +9,8 @@ A model is
 
 `obs` is a dict of read-only numpy arrays and metadata strings; a result is a mapping of arrays (anything np.asarray
 takes) and strings, or a bare array, which is named `actions`. Where `infer` takes a second argument it gets a Context,
-`infer_batch` a list of them. Arrays that are returned are given away: one of 64 KiB or more is sent from its own memory,
-so the model must not write to it afterwards.
+`infer_batch` a list of them. Arrays that are returned are given away: the model must not write to them afterwards, as large ones
+are sent from their own memory. (Which it may write to all the same: docs/deployments.md.)
 """
 
 from __future__ import annotations

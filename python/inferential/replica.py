@@ -1,10 +1,10 @@
 """The direct path, the model's end: inside a Serve replica, takes calls from all servers that know this model.
 
 Threads: one leads, that is, it does the I/O with all servers; one stands by; one looks up in Ray which servers there are. An async
-model runs on Serve's event loop. A sync model has as many threads as calls may run, of which the first is always preferred, and others
-that decode and encode while they run. A sync model without a warm_up that has been quick so far is run by the leading thread itself, as
-handing a call to another thread and back costs more than such a model; where it takes longer than 5 ms after all, the thread that
-stands by takes over the sockets, so no inference ever stops the I/O.
+model runs on Serve's event loop. A sync model has as many threads as calls may run, of which the first is always preferred; they encode
+small results themselves, and others decode calls and encode large results while they run. A sync model without a warm_up that has been
+quick so far is run by the leading thread itself, as handing a call to another thread and back costs more than such a model; where it
+takes longer than 5 ms after all, the thread that stands by takes over the sockets, so no inference ever stops the I/O.
 Heartbeats are ZMQ's own and need none of these threads.
 """
 
@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import zmq
 import zmq.utils.monitor
 
@@ -48,6 +49,9 @@ SLOW_SHARE = 0.2
 """A model of whose recent calls so many at most took longer than QUICK_S is run by the thread that leads."""
 _SHARE_WEIGHT = 0.05
 BURST = 64  # messages read from a server before calls are run
+LIGHT_BYTES = 32_768
+"""Results of no more than this are encoded where the model ran: quicker than to wake another thread for it."""
+_ENTRY_BYTES = 256  # what an entry of a result takes to encode, whatever its size, in bytes
 _RELEVANT = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 
@@ -712,29 +716,23 @@ class ReplicaLinks:
         lane.calls.put(call)
 
     def _run_calls(self, lane: _Lane) -> None:
-        """A model thread. What a framework keeps for each thread (plans of kernels, a graphics context) is found again by every call.
-
-        The next call goes before the last one's results: a thread beside encodes those, so that the device is never idle for it.
-        """
-        ran: tuple[_Job, Prepared] | None = None
+        """A model thread. What a framework keeps for each thread (plans of kernels, a graphics context) is found again by every call."""
         while True:
             with self._mutex:
                 call = self._ready.popleft() if self._ready and lane.index < self._limit else None
-                lane.idle = call is None and ran is None
+                lane.idle = call is None
             if call is None:
-                if ran is not None:
-                    self._encode_results(*ran)
-                    ran = None
-                    continue
                 call = lane.calls.get()
                 if call is None:
                     return
-            if ran is not None:
-                self._beside.put(partial(self._encode_results, *ran))
-            ran = self._run(*call)
+            self._run(*call)
 
-    def _run(self, job: _Job, prepared: Prepared | None, decode_s: float) -> tuple[_Job, Prepared] | None:
-        """Runs a call, and decodes it where that is yet to be done. None where there are no results to encode."""
+    def _run(self, job: _Job, prepared: Prepared | None, decode_s: float) -> None:
+        """Runs a call, and decodes it where that is yet to be done.
+
+        Small results are encoded before the next call begins, so that a model may write to its arrays again. What takes longer is left to
+        a thread beside this one, so that the device is not idle for it.
+        """
         try:
             if prepared is None:
                 started = time.monotonic()
@@ -747,20 +745,24 @@ class ReplicaLinks:
                     self._model.execute_sync(prepared)
             finally:
                 gate.put(time.monotonic())
+            light = _light(prepared.results)
         except BaseException as e:  # even a SystemExit of the model must answer its call
             self._ended()
             self._answered(self._encode_failure(job, e))
-            return None
+            return
         self._ended()
         self._learn(decode_s + prepared.inference_s)
-        return job, prepared
+        if light:
+            self._encode_results(job, prepared)
+        else:
+            self._beside.put(partial(self._encode_results, job, prepared))
 
     def _ended(self) -> None:
         with self._mutex:
             self._to_run -= 1
 
     def _help(self) -> None:
-        """A thread beside the model's: decodes calls while others run, and encodes results while the next ones do."""
+        """A thread beside the model's: decodes calls while others run, and encodes large results while the next ones do."""
         while (step := self._beside.get()) is not None:
             step()
 
@@ -857,3 +859,20 @@ class ReplicaLinks:
     def _encode_failure(self, job: _Job, error: BaseException) -> tuple[_Job, bytes, list[Any]]:
         logger.error("%s: a call failed", self._identity.replica, exc_info=error)
         return self._encode(job, CallResult([ItemError(describe(error))] * len(job.call.items), 0.0))
+
+
+def _light(results: Sequence[Any]) -> bool:
+    """Whether results are encoded at once: they are small, and of types that take no time to be read."""
+    size = 0
+    for result in results:
+        for value in result.values() if type(result) is dict else (result,):
+            if type(value) is np.ndarray:
+                size += value.nbytes
+            elif type(value) is str:
+                size += len(value)
+            elif type(value) is not ItemError:
+                return False
+            size += _ENTRY_BYTES
+            if size > LIGHT_BYTES:
+                return False
+    return True

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from inferential import replica as replica_module
 from inferential.backends import cluster, direct, link
 from inferential.backends.direct import DirectPath
 from inferential.config.schema import InferentialConfig
@@ -167,7 +168,8 @@ def test_when_fewer_calls_may_run_the_thread_that_was_warmed_up_is_left(store: S
     asyncio.run(main())
 
 
-def test_calls_run_in_the_order_in_which_they_came(store: Store) -> None:
+@pytest.mark.parametrize("pads", [[0], [0, 50_000], [0, 0, 0, 1_000_000]], ids=["small", "large too", "a rare giant"])
+def test_calls_run_in_the_order_in_which_they_came(store: Store, pads: list[int]) -> None:
     class Ordered:
         def __init__(self) -> None:
             self.seen: list[int] = []
@@ -179,6 +181,9 @@ def test_calls_run_in_the_order_in_which_they_came(store: Store) -> None:
 
     model = Ordered()
 
+    def request(driver: Driver, number: int) -> Any:
+        return driver.request("m", number=np.int64(number), pad=np.zeros(pads[number % len(pads)], np.uint8))
+
     async def main() -> None:
         async with server(store) as driver, replica(model, max_ongoing=lambda: 1):
             (r,) = await driver.replica("m")
@@ -186,7 +191,7 @@ def test_calls_run_in_the_order_in_which_they_came(store: Store) -> None:
             for number in range(200):
                 if len(waiting) == 3:
                     assert isinstance(await driver.outcome(waiting.popleft()), CallResult)
-                waiting.append(driver.start_call(r, [driver.request("m", number=np.int64(number))]))
+                waiting.append(driver.start_call(r, [request(driver, number)]))
             for call in waiting:
                 await driver.outcome(call)
             assert model.seen == sorted(model.seen)
@@ -230,6 +235,89 @@ def test_a_call_says_how_long_before_its_turn_it_was_ready(store: Store, kind: t
             assert none is None
             assert 0.05 < before < 20.0  # type: ignore[operator]
             assert -20.0 < after < -0.05  # type: ignore[operator]
+
+    asyncio.run(main())
+
+
+class Dallying:
+    """An array of the model's own, that takes until it is let go to become one of numpy's."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.thread = ""
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        self.thread = threading.current_thread().name
+        assert self.go.wait(20.0)
+        return np.ones(3, np.float32)
+
+
+def test_a_result_that_takes_long_to_encode_keeps_neither_the_model_nor_the_links(store: Store) -> None:
+    dallying = Dallying()
+
+    class Model(Warm):
+        def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+            return {"slow": dallying} if float(obs["s"]) else super().infer(obs)
+
+    async def main() -> None:
+        async with server(store) as driver, replica(Model(), max_ongoing=lambda: 2):
+            (r,) = await driver.replica("m")
+            await threads(driver, r, 0.0)
+            slow = driver.start_call(r, [driver.request("m", s=1.0)])
+            await driver.until(lambda: bool(dallying.thread))
+            assert dallying.thread.startswith("inferential-codec")
+            assert await threads(driver, r, 0.0) <= {"inferential-model-0", "inferential-model-1"}
+            assert slow.id not in driver.outcomes
+            dallying.go.set()
+            result = await driver.outcome(slow)
+            assert isinstance(result, CallResult)
+            assert decode(result.items[0])["slow"].tolist() == [1.0, 1.0, 1.0]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("results", "light"),
+    [
+        ([{"a": np.zeros(7, np.float32), "b": "text"}] * 60, True),
+        ([np.zeros(7), ItemError("no")], True),
+        ([{"a": np.zeros(40_000, np.uint8)}], False),
+        ([{"a": np.zeros(1_000, np.uint8)}] * 64, False),
+        ([{str(i): np.zeros(0) for i in range(1_000)}], False),
+        ([{"a": "x" * 40_000}], False),
+        ([{"a": np.zeros(1)}, {"a": [1.0]}], False),
+        ([{"a": Dallying()}], False),
+        ([np.ma.zeros(3)], False),
+        ([None], False),
+    ],
+)
+def test_what_is_encoded_before_the_next_call(results: list[Any], light: bool) -> None:
+    assert replica_module._light(results) is light
+
+
+def test_a_model_may_write_to_its_small_results_in_the_next_call(store: Store) -> None:
+    class Reuses(Warm):
+        out: dict[str, Any]
+
+        def warm_up(self) -> None:
+            super().warm_up()
+            self.out = {"n": np.zeros(3)}
+
+        def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+            self.out["n"][:] = obs["n"]
+            return self.out
+
+    async def main() -> None:
+        async with server(store) as driver, replica(Reuses(), max_ongoing=lambda: 1):
+            (r,) = await driver.replica("m")
+            waiting: deque[tuple[int, Any]] = deque()
+            for number in range(1000):
+                waiting.append((number, driver.start_call(r, [driver.request("m", n=number)])))
+                while len(waiting) > (2 if number < 999 else 0):
+                    expected, call = waiting.popleft()
+                    result = await driver.outcome(call)
+                    assert isinstance(result, CallResult)
+                    assert decode(result.items[0])["n"].tolist() == [expected] * 3
 
     asyncio.run(main())
 
