@@ -1,10 +1,11 @@
 """The direct path, the model's end: inside a Serve replica, takes calls from all servers that know this model.
 
 Threads: one leads, that is, it does the I/O with all servers; one stands by; one looks up in Ray which servers there are. An async
-model runs on Serve's event loop. A sync model has as many threads as calls may run, of which the first is always preferred; they encode
-small results themselves, and others decode calls and encode large results while they run. A sync model without a warm_up that has been
-quick so far is run by the leading thread itself, as handing a call to another thread and back costs more than such a model; where it
-takes longer than 5 ms after all, the thread that stands by takes over the sockets, so no inference ever stops the I/O.
+model runs on Serve's event loop. A sync model has as many threads as calls may run, of which the first is always preferred. While they
+run, others decode the next calls and encode what was large; small results are copied before the next call begins, and encoded by the
+thread that leads. A sync model without a warm_up that has been quick so far is run by the leading thread itself, as handing a call to
+another thread and back costs more than such a model; where it takes longer than 5 ms after all, the thread that stands by takes over
+the sockets, so no inference ever stops the I/O.
 Heartbeats are ZMQ's own and need none of these threads.
 """
 
@@ -50,7 +51,7 @@ SLOW_SHARE = 0.2
 _SHARE_WEIGHT = 0.05
 BURST = 64  # messages read from a server before calls are run
 LIGHT_BYTES = 32_768
-"""Results of no more than this are encoded where the model ran: quicker than to wake another thread for it."""
+"""Results of no more than this are copied, and encoded by the thread that leads: under a millisecond's work."""
 _ENTRY_BYTES = 256  # what an entry of a result takes to encode, whatever its size, in bytes
 _RELEVANT = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
@@ -199,6 +200,7 @@ class ReplicaLinks:
         self._links: tuple[_Server, ...] = ()  # the same
         self._commands: deque[Callable[[], None]] = deque()
         self._pending: deque[_Job] = deque()  # received, not yet given to the model
+        self._ran: deque[tuple[_Job, Prepared]] = deque()  # with results that are copies of _plain
         self._finished: deque[tuple[_Job, bytes, list[Any]]] = deque()
         self._warm_thread = thread
         self._mutex = threading.Lock()  # guards the next four, and those of the model threads
@@ -382,7 +384,7 @@ class ReplicaLinks:
 
     def _turn(self) -> None:
         """Does all that can be done now, then waits. Returns at once when another thread leads."""
-        finished, commands, pending = self._finished, self._commands, self._pending
+        ran, finished, commands, pending = self._ran, self._finished, self._commands, self._pending
         while True:
             while commands:
                 commands.popleft()()
@@ -390,7 +392,7 @@ class ReplicaLinks:
             more = False
             for server in self._links:
                 more = self._read(server) or more
-            if not (more or pending or finished):
+            if not (more or pending or ran or finished):
                 break
             if pending:
                 # Answers to what came together leave together, if that is soon: all ends of the link do less for each.
@@ -400,12 +402,14 @@ class ReplicaLinks:
                         return
                     if time.monotonic() > until:
                         break
+            while ran:
+                self._answer(*self._encode_results(*ran.popleft()))
             while finished:
                 self._answer(*finished.popleft())
         if self._draining:
             self._try_to_leave()
         self._asleep = True
-        if finished or commands or self._closed.is_set():
+        if ran or finished or commands or self._closed.is_set():
             self._asleep = False
             return
         ready = self._poll.poll(100 if self._draining else 1000)
@@ -730,8 +734,8 @@ class ReplicaLinks:
     def _run(self, job: _Job, prepared: Prepared | None, decode_s: float) -> None:
         """Runs a call, and decodes it where that is yet to be done.
 
-        Small results are encoded before the next call begins, so that a model may write to its arrays again. What takes longer is left to
-        a thread beside this one, so that the device is not idle for it.
+        No results are encoded here: the device would be idle meanwhile. Of small ones there are copies before the next call begins, so that
+        the model may write to its arrays again.
         """
         try:
             if prepared is None:
@@ -745,17 +749,19 @@ class ReplicaLinks:
                     self._model.execute_sync(prepared)
             finally:
                 gate.put(time.monotonic())
-            light = _light(prepared.results)
+            plain = _plain(prepared.results)
         except BaseException as e:  # even a SystemExit of the model must answer its call
             self._ended()
             self._answered(self._encode_failure(job, e))
             return
         self._ended()
         self._learn(decode_s + prepared.inference_s)
-        if light:
-            self._encode_results(job, prepared)
+        if plain is None:
+            self._beside.put(partial(self._encode_beside, job, prepared))
         else:
-            self._beside.put(partial(self._encode_results, job, prepared))
+            prepared.results, prepared.observations = plain, []  # nothing of the model's goes to the thread that leads
+            self._ran.append((job, prepared))
+            self._wake()
 
     def _ended(self) -> None:
         with self._mutex:
@@ -776,12 +782,14 @@ class ReplicaLinks:
         else:
             self._offer((job, prepared, time.monotonic() - started))
 
-    def _encode_results(self, job: _Job, prepared: Prepared) -> None:
+    def _encode_results(self, job: _Job, prepared: Prepared) -> tuple[_Job, bytes, list[Any]]:
         try:
-            answer = self._encode(job, self._model.finish(prepared))
+            return self._encode(job, self._model.finish(prepared))
         except BaseException as e:
-            answer = self._encode_failure(job, e)
-        self._answered(answer)
+            return self._encode_failure(job, e)
+
+    def _encode_beside(self, job: _Job, prepared: Prepared) -> None:
+        self._answered(self._encode_results(job, prepared))
 
     def _answered(self, answer: tuple[_Job, bytes, list[Any]]) -> None:
         self._finished.append(answer)
@@ -861,18 +869,25 @@ class ReplicaLinks:
         return self._encode(job, CallResult([ItemError(describe(error))] * len(job.call.items), 0.0))
 
 
-def _light(results: Sequence[Any]) -> bool:
-    """Whether results are encoded at once: they are small, and of types that take no time to be read."""
+def _plain(results: Sequence[Any]) -> list[Any] | None:
+    """Copies of results, where they are small and have none but numpy's arrays and strings; else None."""
     size = 0
+    copies: list[Any] = []
     for result in results:
-        for value in result.values() if type(result) is dict else (result,):
-            if type(value) is np.ndarray:
+        named = type(result) is dict
+        copy: dict[Any, Any] = {}
+        for key, value in result.items() if named else (("", result),):
+            if type(key) is not str:
+                return None
+            size += _ENTRY_BYTES + len(key)
+            if type(value) is np.ndarray and not value.dtype.hasobject:
                 size += value.nbytes
             elif type(value) is str:
                 size += len(value)
             elif type(value) is not ItemError:
-                return False
-            size += _ENTRY_BYTES
+                return None
             if size > LIGHT_BYTES:
-                return False
-    return True
+                return None
+            copy[key] = value.copy() if type(value) is np.ndarray else value
+        copies.append(copy if named else copy[""])
+    return copies

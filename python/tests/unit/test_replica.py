@@ -277,13 +277,17 @@ def test_a_result_that_takes_long_to_encode_keeps_neither_the_model_nor_the_link
 
 
 @pytest.mark.parametrize(
-    ("results", "light"),
+    ("results", "plain"),
     [
         ([{"a": np.zeros(7, np.float32), "b": "text"}] * 60, True),
         ([np.zeros(7), ItemError("no")], True),
         ([{"a": np.zeros(40_000, np.uint8)}], False),
         ([{"a": np.zeros(1_000, np.uint8)}] * 64, False),
         ([{str(i): np.zeros(0) for i in range(1_000)}], False),
+        ([{str(i): "" for i in range(1_000)}], False),
+        ([{"a" * 40_000: np.zeros(3)}], False),
+        ([{1: np.zeros(3)}], False),
+        ([np.array([object()], object)], False),
         ([{"a": "x" * 40_000}], False),
         ([{"a": np.zeros(1)}, {"a": [1.0]}], False),
         ([{"a": Dallying()}], False),
@@ -291,8 +295,15 @@ def test_a_result_that_takes_long_to_encode_keeps_neither_the_model_nor_the_link
         ([None], False),
     ],
 )
-def test_what_is_encoded_before_the_next_call(results: list[Any], light: bool) -> None:
-    assert replica_module._light(results) is light
+def test_of_which_results_there_are_copies(results: list[Any], plain: bool) -> None:
+    copies = replica_module._plain(results)
+    assert (copies is not None) is plain
+    for copy, result in zip(copies or [], results, strict=False):
+        if isinstance(result, dict):
+            assert copy is not result
+            assert list(copy) == list(result)
+        if isinstance(result, np.ndarray):
+            assert not np.shares_memory(copy, result)
 
 
 def test_a_model_may_write_to_its_small_results_in_the_next_call(store: Store) -> None:
