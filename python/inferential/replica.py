@@ -1,11 +1,10 @@
 """The direct path, the model's end: inside a Serve replica, takes calls from all servers that know this model.
 
 Threads: one leads, that is, it does the I/O with all servers; one stands by; one looks up in Ray which servers there are. An async
-model runs on Serve's event loop. A sync model has as many threads as calls may run, of which the first is always preferred. While they
-run, others decode the next calls and encode what was large; small results are copied before the next call begins, and encoded by the
-thread that leads. A sync model without a warm_up that has been quick so far is run by the leading thread itself, as handing a call to
-another thread and back costs more than such a model; where it takes longer than 5 ms after all, the thread that stands by takes over
-the sockets, so no inference ever stops the I/O.
+model runs on Serve's event loop. A sync model has as many threads as calls may run, of which the first is always preferred, and others
+that decode and encode while they run. A sync model without a warm_up that has been quick so far is run by the leading thread itself, as
+handing a call to another thread and back costs more than such a model; where it takes longer than 5 ms after all, the thread that
+stands by takes over the sockets, so no inference ever stops the I/O.
 Heartbeats are ZMQ's own and need none of these threads.
 """
 
@@ -50,8 +49,8 @@ SLOW_SHARE = 0.2
 """A model of whose recent calls so many at most took longer than QUICK_S is run by the thread that leads."""
 _SHARE_WEIGHT = 0.05
 BURST = 64  # messages read from a server before calls are run
-LIGHT_BYTES = 32_768
-"""Results of no more than this are copied, and encoded by the thread that leads: under a millisecond's work."""
+COPIED_BYTES = 32_768
+"""Results of no more than this are copied before the next call begins."""
 _ENTRY_BYTES = 256  # what an entry of a result takes to encode, whatever its size, in bytes
 _RELEVANT = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
@@ -200,7 +199,6 @@ class ReplicaLinks:
         self._links: tuple[_Server, ...] = ()  # the same
         self._commands: deque[Callable[[], None]] = deque()
         self._pending: deque[_Job] = deque()  # received, not yet given to the model
-        self._ran: deque[tuple[_Job, Prepared]] = deque()  # with results that are copies of _plain
         self._finished: deque[tuple[_Job, bytes, list[Any]]] = deque()
         self._warm_thread = thread
         self._mutex = threading.Lock()  # guards the next four, and those of the model threads
@@ -384,7 +382,7 @@ class ReplicaLinks:
 
     def _turn(self) -> None:
         """Does all that can be done now, then waits. Returns at once when another thread leads."""
-        ran, finished, commands, pending = self._ran, self._finished, self._commands, self._pending
+        finished, commands, pending = self._finished, self._commands, self._pending
         while True:
             while commands:
                 commands.popleft()()
@@ -392,7 +390,7 @@ class ReplicaLinks:
             more = False
             for server in self._links:
                 more = self._read(server) or more
-            if not (more or pending or ran or finished):
+            if not (more or pending or finished):
                 break
             if pending:
                 # Answers to what came together leave together, if that is soon: all ends of the link do less for each.
@@ -402,14 +400,12 @@ class ReplicaLinks:
                         return
                     if time.monotonic() > until:
                         break
-            while ran:
-                self._answer(*self._encode_results(*ran.popleft()))
             while finished:
                 self._answer(*finished.popleft())
         if self._draining:
             self._try_to_leave()
         self._asleep = True
-        if ran or finished or commands or self._closed.is_set():
+        if finished or commands or self._closed.is_set():
             self._asleep = False
             return
         ready = self._poll.poll(100 if self._draining else 1000)
@@ -720,22 +716,32 @@ class ReplicaLinks:
         lane.calls.put(call)
 
     def _run_calls(self, lane: _Lane) -> None:
-        """A model thread. What a framework keeps for each thread (plans of kernels, a graphics context) is found again by every call."""
+        """A model thread. What a framework keeps for each thread (plans of kernels, a graphics context) is found again by every call.
+
+        The next call goes before the last one's results: a thread beside encodes those, so that the device is never idle for it.
+        """
+        ran: tuple[_Job, Prepared] | None = None
         while True:
             with self._mutex:
                 call = self._ready.popleft() if self._ready and lane.index < self._limit else None
-                lane.idle = call is None
+                lane.idle = call is None and ran is None
             if call is None:
+                if ran is not None:
+                    self._encode_results(*ran)
+                    ran = None
+                    continue
                 call = lane.calls.get()
                 if call is None:
                     return
-            self._run(*call)
+            if ran is not None:
+                self._beside.put(partial(self._encode_results, *ran))
+            ran = self._run(*call)
 
-    def _run(self, job: _Job, prepared: Prepared | None, decode_s: float) -> None:
-        """Runs a call, and decodes it where that is yet to be done.
+    def _run(self, job: _Job, prepared: Prepared | None, decode_s: float) -> tuple[_Job, Prepared] | None:
+        """Runs a call, and decodes it where that is yet to be done. None where no results are left to encode here.
 
-        No results are encoded here: the device would be idle meanwhile. Of small ones there are copies before the next call begins, so that
-        the model may write to its arrays again.
+        Small ones are copies, as the model may write to its arrays in the next call. What may take long to encode goes to a thread beside
+        this one, whether or not there is a next call: one may come meanwhile.
         """
         try:
             if prepared is None:
@@ -749,26 +755,25 @@ class ReplicaLinks:
                     self._model.execute_sync(prepared)
             finally:
                 gate.put(time.monotonic())
-            plain = _plain(prepared.results)
+            copies = _copies(prepared.results)
         except BaseException as e:  # even a SystemExit of the model must answer its call
             self._ended()
             self._answered(self._encode_failure(job, e))
-            return
+            return None
         self._ended()
         self._learn(decode_s + prepared.inference_s)
-        if plain is None:
-            self._beside.put(partial(self._encode_beside, job, prepared))
-        else:
-            prepared.results, prepared.observations = plain, []  # nothing of the model's goes to the thread that leads
-            self._ran.append((job, prepared))
-            self._wake()
+        if copies is None:
+            self._beside.put(partial(self._encode_results, job, prepared))
+            return None
+        prepared.results = copies
+        return job, prepared
 
     def _ended(self) -> None:
         with self._mutex:
             self._to_run -= 1
 
     def _help(self) -> None:
-        """A thread beside the model's: decodes calls while others run, and encodes large results while the next ones do."""
+        """A thread beside the model's: decodes calls while others run, and encodes results while the next ones do."""
         while (step := self._beside.get()) is not None:
             step()
 
@@ -782,14 +787,12 @@ class ReplicaLinks:
         else:
             self._offer((job, prepared, time.monotonic() - started))
 
-    def _encode_results(self, job: _Job, prepared: Prepared) -> tuple[_Job, bytes, list[Any]]:
+    def _encode_results(self, job: _Job, prepared: Prepared) -> None:
         try:
-            return self._encode(job, self._model.finish(prepared))
+            answer = self._encode(job, self._model.finish(prepared))
         except BaseException as e:
-            return self._encode_failure(job, e)
-
-    def _encode_beside(self, job: _Job, prepared: Prepared) -> None:
-        self._answered(self._encode_results(job, prepared))
+            answer = self._encode_failure(job, e)
+        self._answered(answer)
 
     def _answered(self, answer: tuple[_Job, bytes, list[Any]]) -> None:
         self._finished.append(answer)
@@ -869,7 +872,7 @@ class ReplicaLinks:
         return self._encode(job, CallResult([ItemError(describe(error))] * len(job.call.items), 0.0))
 
 
-def _plain(results: Sequence[Any]) -> list[Any] | None:
+def _copies(results: Sequence[Any]) -> list[Any] | None:
     """Copies of results, where they are small and have none but numpy's arrays and strings; else None."""
     size = 0
     copies: list[Any] = []
@@ -886,7 +889,7 @@ def _plain(results: Sequence[Any]) -> list[Any] | None:
                 size += len(value)
             elif type(value) is not ItemError:
                 return None
-            if size > LIGHT_BYTES:
+            if size > COPIED_BYTES:
                 return None
             copy[key] = value.copy() if type(value) is np.ndarray else value
         copies.append(copy if named else copy[""])

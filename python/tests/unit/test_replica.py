@@ -277,7 +277,7 @@ def test_a_result_that_takes_long_to_encode_keeps_neither_the_model_nor_the_link
 
 
 @pytest.mark.parametrize(
-    ("results", "plain"),
+    ("results", "copied"),
     [
         ([{"a": np.zeros(7, np.float32), "b": "text"}] * 60, True),
         ([np.zeros(7), ItemError("no")], True),
@@ -295,9 +295,9 @@ def test_a_result_that_takes_long_to_encode_keeps_neither_the_model_nor_the_link
         ([None], False),
     ],
 )
-def test_of_which_results_there_are_copies(results: list[Any], plain: bool) -> None:
-    copies = replica_module._plain(results)
-    assert (copies is not None) is plain
+def test_of_which_results_there_are_copies(results: list[Any], copied: bool) -> None:
+    copies = replica_module._copies(results)
+    assert (copies is not None) is copied
     for copy, result in zip(copies or [], results, strict=False):
         if isinstance(result, dict):
             assert copy is not result
