@@ -49,7 +49,7 @@ SLOW_SHARE = 0.2
 """A model of whose recent calls so many at most took longer than QUICK_S is run by the thread that leads."""
 _SHARE_WEIGHT = 0.05
 BURST = 64  # messages read from a server before calls are run
-COPIED_BYTES = 32_768
+SMALL_BYTES = 32_768
 """Results of no more than this are copied before the next call begins."""
 _ENTRY_BYTES = 256  # what an entry of a result takes to encode, whatever its size, in bytes
 _RELEVANT = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
@@ -889,7 +889,7 @@ def _copies(results: Sequence[Any]) -> list[Any] | None:
                 size += len(value)
             elif type(value) is not ItemError:
                 return None
-            if size > COPIED_BYTES:
+            if size > SMALL_BYTES:
                 return None
             copy[key] = value.copy() if type(value) is np.ndarray else value
         copies.append(copy if named else copy[""])
