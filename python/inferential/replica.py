@@ -1,10 +1,10 @@
 """The direct path, the model's end: inside a Serve replica, takes calls from all servers that know this model.
 
-Threads: one leads, that is, it does the I/O with all servers; one stands by; one looks up in Ray which servers there are. An async
-model runs on Serve's event loop. A sync model has as many threads as calls may run, of which the first is always preferred, and others
-that decode and encode while they run. A sync model without a warm_up that has been quick so far is run by the leading thread itself, as
-handing a call to another thread and back costs more than such a model; where it takes longer than 5 ms after all, the thread that
-stands by takes over the sockets, so no inference ever stops the I/O.
+Threads: one leads, that is, it does the I/O with all servers (while it sleeps, whoever has an answer sends it); one stands by; one looks
+up in Ray which servers there are. An async model runs on Serve's event loop. A sync model has as many threads as calls may run, of which
+the first is always preferred, and others that decode and encode while they run. A sync model without a warm_up that has been quick so far
+is run by the leading thread itself, as handing a call to another thread and back costs more than such a model; where it takes longer than
+5 ms after all, the thread that stands by takes over the sockets, so no inference ever stops the I/O.
 Heartbeats are ZMQ's own and need none of these threads.
 """
 
@@ -66,7 +66,7 @@ class Identity:
 
 @dataclass(slots=True, eq=False)
 class _Server:
-    """The link to one server. Touched only by the thread that leads."""
+    """The link to one server. Touched only by the thread that leads, or, while that one sleeps, by who sends an answer in its stead."""
 
     endpoint: Endpoint
     socket: Any
@@ -209,6 +209,8 @@ class ReplicaLinks:
         self._guard = threading.Semaphore(0)
         self._slow_share = 1.0  # moving average
         self._asleep = False
+        # Held while the leader falls asleep or wakes up, and by who uses the sockets while it sleeps.
+        self._bedside = threading.Lock()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
@@ -406,10 +408,11 @@ class ReplicaLinks:
             self._try_to_leave()
         self._asleep = True
         if finished or commands or self._closed.is_set():
+            ready = []
+        else:
+            ready = self._poll.poll(100 if self._draining else 1000)
+        with self._bedside:
             self._asleep = False
-            return
-        ready = self._poll.poll(100 if self._draining else 1000)
-        self._asleep = False
         for fd, _ in ready:
             self._readable[fd]()
 
@@ -477,9 +480,10 @@ class ReplicaLinks:
             if leads:
                 self._inline_since = 0.0
         self._learn(time.monotonic() - started)
-        self._finished.append(answer)
-        if not leads:
-            self._wake()
+        if leads:
+            self._finished.append(answer)
+        else:
+            self._answered(answer)
         return leads
 
     def _learn(self, took_s: float) -> None:
@@ -795,8 +799,25 @@ class ReplicaLinks:
         self._answered(answer)
 
     def _answered(self, answer: tuple[_Job, bytes, list[Any]]) -> None:
-        self._finished.append(answer)
+        """Sends an answer, from whatever thread, if the leader sleeps: to wake it takes longer. Else the leader does, on its round."""
+        finished = self._finished
+        finished.append(answer)
+        if not self._asleep:
+            return
+        with self._bedside:
+            if self._asleep:
+                self._send_finished()
+                # A send may use up the signal that there is something to read, for which the leader waits.
+                if not (self._draining or any(link.readable(s.socket) for s in self._links)):
+                    return
         self._wake()
+
+    def _send_finished(self) -> None:
+        try:
+            while self._finished:
+                self._answer(*self._finished.popleft())
+        except Exception:  # as in `_serve`
+            logger.exception("%s: error in the link to a server", self._identity.replica)
 
     def _spawn(self, job: _Job) -> None:
         task = self._loop.create_task(self._run_async(job))
@@ -820,8 +841,7 @@ class ReplicaLinks:
             if isinstance(e, asyncio.CancelledError):
                 raise
         finally:
-            self._finished.append(answer)
-            self._wake()
+            self._answered(answer)
 
     def _prepare(self, job: _Job) -> Prepared:
         prepared = self._model.prepare(self._items(job))

@@ -108,23 +108,32 @@ def fits(expiry: float, start: float, fixed_s: float, item_s: float, most: int) 
 
 
 def worth_waiting(
-    now: float, size: int, limit: int, fixed_s: float, item_s: float, latest: float, arrivals: Sequence[float]
+    now: float,
+    size: int,
+    limit: int,
+    fixed_s: float,
+    item_s: float,
+    rate: float,
+    latest: float,
+    arrivals: Sequence[float],
 ) -> float:
     """Until when a batch of `size` that could leave now should wait for expected arrivals; `now`: not at all.
 
-    Waiting d for k more delays the `size` that are here by d each, and saves the k from waiting for this call to end: it pays
-    where size x d < k x (c(size) - d).
+    Waiting d for k more delays by d each the `size` that are here, and those who come while the call runs, `rate` x c(size) of them: they
+    go when it has ended. It saves the k from waiting for that: it pays where (size + rate x c(size)) x d < k x (c(size) - d).
 
     Args:
+        rate: arrivals a second.
         latest: when the batch must leave at the latest for every deadline in it to hold.
         arrivals: the next expected arrivals, in order.
     """
     runs_s = fixed_s + item_s * size
+    delayed = size + rate * runs_s
     wait = now
     for k, due in enumerate(arrivals, 1):
         if size + k > limit or due > latest - item_s * k:
             break
         delay = due - now
-        if size * delay < k * (runs_s - delay):
+        if delayed * delay < k * (runs_s - delay):
             wait = due
     return wait

@@ -276,8 +276,7 @@ class Dispatcher:
         if not self._predictive:  # else no batch is larger than the deadlines of its members allow
             spare = min(service.margin_s + self._deadline_margin_s + service.lead_s, _MOST_SPARE * budget)
         # One batch follows the other, so what it takes to reach an idle replica does not count twice.
-        rate = model.rate.at(now) / max(1, model.replicas.live)
-        return batch_limit(plan.call, plan.item, budget - spare, rate, most)
+        return batch_limit(plan.call, plan.item, budget - spare, model.arrivals_per_replica(now), most)
 
     def _level_limits(self, model: ModelState, plan: _Plan, most: int, now: float) -> dict[int, int]:
         """Of each level the largest batch that its requests may be added to ("Room for better levels")."""
@@ -301,7 +300,7 @@ class Dispatcher:
         judge = self._predictive and service.known
         keeps_up = INFINITY
         if judge and limit > 1 and not contended:
-            keeps_up = enough(plan.fixed, item, model.rate.at(now) / max(1, model.replicas.live))
+            keeps_up = enough(plan.fixed, item, model.arrivals_per_replica(now))
         limits = self._level_limits(model, plan, limit, now)
         requests: list[Request] = []
         room = limit
@@ -398,4 +397,5 @@ class _Batch:
             return now
         # A batch that is staged begins only at `start`.
         latest = first.expiry - plan.fixed - plan.item * self.size - (plan.start - now)
-        return worth_waiting(now, self.size, self.limit, plan.fixed, plan.item, latest, model.forecast.next(now))
+        rate = model.arrivals_per_replica(now)
+        return worth_waiting(now, self.size, self.limit, plan.fixed, plan.item, rate, latest, model.forecast.next(now))

@@ -148,6 +148,10 @@ class ModelState:
         # With one replica the model's own line says all; its ratio would only add noise.
         return replica.speed if len(self.replicas) > 1 else 1.0
 
+    def arrivals_per_replica(self, now: float) -> float:
+        """Arrivals a second that one replica would have to serve."""
+        return self.rate.at(now) / max(1, self.replicas.live)
+
     def over_share(self, stream: Stream) -> bool:
         """Whether a client has at least twice its fair part of what waits here."""
         queued = stream.queued

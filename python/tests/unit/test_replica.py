@@ -426,6 +426,45 @@ def test_two_servers_lose_nothing_and_keep_the_limit(store: Store, limit: int) -
     asyncio.run(main())
 
 
+class Brief:
+    """Is no quick model, so its calls run in threads of their own; these send their answers themselves while the leader sleeps."""
+
+    def warm_up(self) -> None:
+        pass
+
+    def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(0.0005 * random.random())
+        return {"n": obs["n"]}
+
+
+class BriefAsync:
+    async def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+        await asyncio.sleep(0.0005 * random.random())
+        return {"n": obs["n"]}
+
+
+@pytest.mark.parametrize("kind", [Brief, BriefAsync])
+def test_an_answer_sent_while_the_leader_sleeps_hides_no_call_from_it(store: Store, kind: type) -> None:
+    """A send can use up the signal that a call has come. Each one that the leader missed so would wait for a second: some 20 of 1600."""
+    waited: list[float] = []
+
+    async def main() -> None:
+        async with server(store) as driver, replica(kind(), max_ongoing=lambda: 4) as links:
+            (r,) = await driver.replica("m")
+
+            async def client(first: int) -> None:
+                for n in range(first, first + 400):
+                    asked = time.monotonic()
+                    assert decode(await ask(driver, r, n=float(n)))["n"] == n
+                    waited.append(time.monotonic() - asked)
+
+            await asyncio.wait_for(asyncio.gather(*(client(1000 * i) for i in range(4))), 60.0)
+            assert links.ongoing() == 0
+
+    asyncio.run(main())
+    assert sum(s > 0.5 for s in waited) < 5
+
+
 def test_load_for_autoscaling(store: Store) -> None:
     """What a replica reports: what it holds, and its part of what waits at all servers."""
 

@@ -110,23 +110,29 @@ def test_fits(slack_ms, expected):
 
 def test_three_more_2_ms_away_are_worth_it():
     now = 5.0
-    wait = worth_waiting(now, 1, 64, A, B, now + 1.0, [now + 0.002, now + 0.002, now + 0.002])
+    wait = worth_waiting(now, 1, 64, A, B, 0.0, now + 1.0, [now + 0.002, now + 0.002, now + 0.002])
     assert wait == now + 0.002
 
 
 def test_one_more_9_ms_away_is_not():
-    assert worth_waiting(5.0, 1, 64, A, B, 6.0, [5.009]) == 5.0
+    assert worth_waiting(5.0, 1, 64, A, B, 0.0, 6.0, [5.009]) == 5.0
 
 
 def test_many_do_not_wait_for_one():
     # 30 x 1 ms is more than the 24 ms that the one would save
-    assert worth_waiting(5.0, 30, 64, A, B, 6.0, [5.001]) == 5.0
-    assert worth_waiting(5.0, 10, 64, A, B, 6.0, [5.001]) == 5.001
+    assert worth_waiting(5.0, 30, 64, A, B, 0.0, 6.0, [5.001]) == 5.0
+    assert worth_waiting(5.0, 10, 64, A, B, 0.0, 6.0, [5.001]) == 5.001
+
+
+def test_who_comes_while_it_runs_is_delayed_too():
+    # 10 who are here and 400/s x 15 ms who will come, 1 ms each: more than the 14 ms of one, less than the 28 ms of two
+    assert worth_waiting(5.0, 10, 64, A, B, 400.0, 6.0, [5.001]) == 5.0
+    assert worth_waiting(5.0, 10, 64, A, B, 400.0, 6.0, [5.001, 5.001]) == 5.001
 
 
 def test_not_past_a_deadline_and_not_past_the_limit():
-    assert worth_waiting(5.0, 1, 64, A, B, 5.001, [5.002]) == 5.0
-    assert worth_waiting(5.0, 4, 4, A, B, 6.0, [5.001]) == 5.0
+    assert worth_waiting(5.0, 1, 64, A, B, 0.0, 5.001, [5.002]) == 5.0
+    assert worth_waiting(5.0, 4, 4, A, B, 0.0, 6.0, [5.001]) == 5.0
 
 
 def test_tight_budget_is_the_tenth_percentile():

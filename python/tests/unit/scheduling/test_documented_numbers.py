@@ -76,9 +76,11 @@ def test_what_keeps_up(rate, size):
 
 @pytest.mark.parametrize("row", table("waiting")[1:], ids=" ".join)
 def test_waiting(row):
-    size, expected, leaves = row
+    size, rate, expected, leaves = row
     arrivals = [] if expected == "-" else [float(ms) / 1e3 for ms in expected.split(",")]
-    assert worth_waiting(0.0, int(size), 64, CALL, ITEM, 1.0, arrivals) * 1e3 == pytest.approx(float(leaves))
+    assert worth_waiting(0.0, int(size), 64, CALL, ITEM, float(rate), 1.0, arrivals) * 1e3 == pytest.approx(
+        float(leaves)
+    )
 
 
 def test_guaranteed_share():
