@@ -209,7 +209,7 @@ class ReplicaLinks:
         self._guard = threading.Semaphore(0)
         self._slow_share = 1.0  # moving average
         self._asleep = False
-        # Held while the leader falls asleep or wakes up, and by who uses the sockets while it sleeps.
+        # Held by who uses the sockets while the leader sleeps, and by the leader to wake up.
         self._bedside = threading.Lock()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -407,12 +407,13 @@ class ReplicaLinks:
         if self._draining:
             self._try_to_leave()
         self._asleep = True
-        if finished or commands or self._closed.is_set():
-            ready = []
-        else:
-            ready = self._poll.poll(100 if self._draining else 1000)
-        with self._bedside:
-            self._asleep = False
+        ready: list[tuple[int, int]] = []
+        try:
+            if not (finished or commands or self._closed.is_set()):
+                ready = self._poll.poll(100 if self._draining else 1000)
+        finally:
+            with self._bedside:
+                self._asleep = False
         for fd, _ in ready:
             self._readable[fd]()
 
@@ -800,24 +801,24 @@ class ReplicaLinks:
 
     def _answered(self, answer: tuple[_Job, bytes, list[Any]]) -> None:
         """Sends an answer, from whatever thread, if the leader sleeps: to wake it takes longer. Else the leader does, on its round."""
-        finished = self._finished
-        finished.append(answer)
+        self._finished.append(answer)
         if not self._asleep:
             return
         with self._bedside:
-            if self._asleep:
-                self._send_finished()
-                # A send may use up the signal that there is something to read, for which the leader waits.
-                if not (self._draining or any(link.readable(s.socket) for s in self._links)):
-                    return
+            if self._asleep and self._send_finished():
+                return
         self._wake()
 
-    def _send_finished(self) -> None:
+    def _send_finished(self) -> bool:
+        """In the leader's stead; whether it may sleep on."""
         try:
             while self._finished:
                 self._answer(*self._finished.popleft())
-        except Exception:  # as in `_serve`
+            # A send may use up the signal that there is something to read, for which the leader waits.
+            return not (self._draining or any(link.readable(s.socket) for s in self._links))
+        except Exception:  # as in `_serve`: the leader goes on with what is left
             logger.exception("%s: error in the link to a server", self._identity.replica)
+            return False
 
     def _spawn(self, job: _Job) -> None:
         task = self._loop.create_task(self._run_async(job))
