@@ -189,9 +189,8 @@ class Dealers:
             self._by_fd[fd] = i
             self._epoll.register(fd, select.EPOLLIN)
             self.sockets.append(socket)
-            self._sends.append(
-                super(zmq.Socket, socket).send
-            )  # without what pyzmq puts around it for options that are not used here
+            # Without what pyzmq puts around it for options that are not used here.
+            self._sends.append(super(zmq.Socket, socket).send)
 
     def send(self, client: int, frames: list[bytes]) -> bool:
         """Sends without waiting; True where there is something to read."""
