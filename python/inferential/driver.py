@@ -246,8 +246,11 @@ class Driver:
             answer_by = time.monotonic() + ANSWERS_TOGETHER_S
             calls = engine.take_calls()
             while True:
-                for call in calls:
-                    self._backends[call.model].dispatch(call)
+                if calls:
+                    for call in calls:
+                        self._backends[call.model].dispatch(call)
+                    for backend in self._distinct:
+                        backend.flushed()
                 outcomes += engine.take_outcomes()
                 calls = engine.take_calls()
                 if outcomes:
@@ -269,8 +272,6 @@ class Driver:
         finally:
             self._flushing = False
             transport.check_readable()
-            for backend in self._distinct:
-                backend.flushed()
         self._schedule_wakeup()
         if transport.active_clients != self._clients:
             self._clients = transport.active_clients

@@ -49,6 +49,8 @@ SLOW_SHARE = 0.2
 """A model of whose recent calls so many at most took longer than QUICK_S is run by the thread that leads."""
 _SHARE_WEIGHT = 0.05
 BURST = 64  # messages read from a server before calls are run
+TOGETHER_BYTES = 16_384
+"""Answers share a message until it has so many."""
 SMALL_BYTES = 32_768
 """Results of no more than this are copied before the next call begins."""
 _ENTRY_BYTES = 256  # what an entry of a result takes to encode, whatever its size, in bytes
@@ -402,8 +404,7 @@ class ReplicaLinks:
                         return
                     if time.monotonic() > until:
                         break
-            while finished:
-                self._answer(*finished.popleft())
+            self._answer_all()
         if self._draining:
             self._try_to_leave()
         self._asleep = True
@@ -586,13 +587,12 @@ class ReplicaLinks:
             for _ in range(BURST):
                 header, frames = link.receive(socket)
                 message = pb.ToReplica.FromString(header)
-                kind = message.WhichOneof("kind")
-                if kind == "call":
-                    call = message.call
-                    job = server.jobs[call.id] = _Job(server, call.id, call, frames, time.monotonic())
-                    self._in_hand += len(call.items)
-                    self._pending.append(job)
-                elif kind == "load":
+                if message.calls:
+                    self._take(server, message.calls, frames)
+                    kind = ""
+                else:
+                    kind = message.WhichOneof("kind")
+                if kind == "load":
                     server.waiting, server.replicas = message.load.waiting, message.load.replicas
                 elif kind == "cancel":
                     found = server.jobs.get(message.cancel.id)
@@ -617,6 +617,18 @@ class ReplicaLinks:
         except zmq.Again:
             return False
         return True
+
+    def _take(self, server: _Server, calls: Sequence[Any], frames: list[Any]) -> None:
+        now = time.monotonic()
+        at = 0
+        for call in calls:
+            end = at
+            for item in call.items:
+                end += item.frames
+            job = server.jobs[call.id] = _Job(server, call.id, call, frames[at:end], now)
+            at = end
+            self._in_hand += len(call.items)
+            self._pending.append(job)
 
     def _refused(self, server: _Server, reason: str) -> None:
         if server.attached:  # it has forgotten this replica, though the connection stands
@@ -659,14 +671,28 @@ class ReplicaLinks:
         self._loop_gate = asyncio.Semaphore(limit)
         self._divide()
 
-    def _answer(self, job: _Job, header: bytes, frames: list[Any]) -> None:
-        server = job.server
-        self._in_hand -= len(job.call.items)
-        if server.jobs.pop(job.id, None) is job and server.attached:
-            try:
-                link.send(server.socket, header, frames)
-            except zmq.Again:  # the server has given the call up
-                logger.debug("%s: no link for the result of call %d", self._identity.replica, job.id)
+    def _answer_all(self) -> None:
+        """Sends what is finished; answers to one server share a message where they are small."""
+        finished = self._finished
+        while finished:
+            server = finished[0][0].server
+            headers: list[bytes] = []
+            frames: list[Any] = []
+            size = 0
+            while finished and not frames and size < TOGETHER_BYTES and finished[0][0].server is server:
+                job, header, frames = finished.popleft()
+                self._in_hand -= len(job.call.items)
+                if server.jobs.pop(job.id, None) is job and server.attached:
+                    headers.append(header)
+                    size += len(header)
+                else:  # the server has given the call up
+                    frames = []
+            if headers:
+                try:
+                    # Protobuf reads messages one after the other as one message with all their repeated fields.
+                    link.send(server.socket, b"".join(headers), frames)
+                except zmq.Again:
+                    logger.debug("%s: no link for the results of %d calls", self._identity.replica, len(headers))
 
     # --- leaving ---
 
@@ -812,8 +838,7 @@ class ReplicaLinks:
     def _send_finished(self) -> bool:
         """In the leader's stead; whether it may sleep on."""
         try:
-            while self._finished:
-                self._answer(*self._finished.popleft())
+            self._answer_all()
             # A send may use up the signal that there is something to read, for which the leader waits.
             return not (self._draining or any(link.readable(s.socket) for s in self._links))
         except Exception:  # as in `_serve`: the leader goes on with what is left
@@ -875,9 +900,7 @@ class ReplicaLinks:
 
     def _encode(self, job: _Job, result: CallResult) -> tuple[_Job, bytes, list[Any]]:
         message = pb.ToServer()
-        sent = message.result
-        sent.id = job.id
-        sent.inference_ms = result.inference_s * 1e3
+        sent = message.results.add(id=job.id, inference_ms=result.inference_s * 1e3)
         if job.ahead_s is not None:
             sent.ahead_ms = job.ahead_s * 1e3
         frames: list[Any] = []

@@ -28,6 +28,9 @@ logger = logging.getLogger("inferential.direct")
 
 _NOBLOCK = int(zmq.NOBLOCK)
 BURST = 256  # messages taken before the loop may do something else
+CALLS_TOGETHER = 8  # share a message at most: the replica can begin with these while the next are decided
+RESULT_BYTES = 64 * 1024 * 1024
+"""What a frame of a replica's may have where clients' messages are bounded to less than a quarter of it."""
 LOAD_INTERVAL_S = 0.25
 """How often replicas are told what waits for them."""
 LAST_REPLICA_S = 1.5
@@ -37,7 +40,19 @@ LAST_REPLICA_S = 1.5
 class _Peer:
     """A connected replica."""
 
-    __slots__ = ("attached", "calls", "draining", "fd", "hello", "leaving", "load", "nonce", "routing_id")
+    __slots__ = (
+        "attached",
+        "calls",
+        "draining",
+        "fd",
+        "hello",
+        "leaving",
+        "load",
+        "nonce",
+        "outbox",
+        "outbox_frames",
+        "routing_id",
+    )
 
     def __init__(self, routing_id: bytes, fd: int, hello: Any) -> None:
         self.routing_id = routing_id
@@ -52,6 +67,9 @@ class _Peer:
         self.load = (0, 1)
         """What it was told last: requests that wait, replicas."""
         self.calls: set[int] = set()
+        self.outbox: list[tuple[int, bytes]] = []
+        """Calls that leave with the next message: their ids and headers."""
+        self.outbox_frames: list[Any] = []
 
 
 class DirectPath:
@@ -70,6 +88,7 @@ class DirectPath:
         self._replicas: dict[str, _Peer] = {}
         self._awaited = 0  # calls that are not answered
         self._results: list[tuple[int, CallResult]] = []  # of this burst
+        self._outboxes: list[_Peer] = []  # whose outbox has calls
         self._sent = False  # calls, since it was last asked whether there is something to read
         self._reading = False
         self._again: asyncio.Handle | None = None
@@ -94,7 +113,7 @@ class DirectPath:
             (zmq.LINGER, 0),
             (zmq.SNDHWM, 10_000),  # calls are bounded by credits
             (zmq.RCVHWM, 10_000),
-            (zmq.MAXMSGSIZE, 4 * self._config.transport.max_message_bytes),
+            (zmq.MAXMSGSIZE, max(4 * self._config.transport.max_message_bytes, RESULT_BYTES)),
             (zmq.HEARTBEAT_IVL, max(50, int(timeout_ms / 4))),
             (zmq.HEARTBEAT_TIMEOUT, max(100, int(timeout_ms * 3 / 4))),
         ):
@@ -150,8 +169,7 @@ class DirectPath:
             return
         now = time.monotonic()
         message = pb.ToReplica()
-        sent = message.call
-        sent.id = call.id
+        sent = message.calls.add(id=call.id)
         frames: list[Any] = []
         for request in call.requests:
             item = sent.items.add(
@@ -162,18 +180,37 @@ class DirectPath:
             link.put_payload(item, request.frames[1:], frames)
         peer.calls.add(call.id)
         self._awaited += 1
-        try:
-            link.send(self._socket, message.SerializeToString(), frames, peer.routing_id)
-        except zmq.ZMQError as e:
-            peer.calls.discard(call.id)
-            self._awaited -= 1
-            self._events.failed(call.id, CallError(f"cannot reach replica {call.replica.id}: {e.strerror}"))
-        self._sent = True
+        if not peer.outbox:
+            self._outboxes.append(peer)
+        peer.outbox.append((call.id, message.SerializeToString()))
+        peer.outbox_frames += frames
+        if frames or len(peer.outbox) >= CALLS_TOGETHER:
+            self._outboxes.remove(peer)
+            self._post(peer)
 
     def flushed(self) -> None:
         """See Backend."""
+        while self._outboxes:
+            self._post(self._outboxes.pop())
         if self._sent and not self._reading:
             self._check_readable()
+
+    def _post(self, peer: _Peer) -> None:
+        """Sends a replica the calls in its outbox."""
+        calls, frames = peer.outbox, peer.outbox_frames
+        peer.outbox, peer.outbox_frames = [], []
+        # Protobuf reads messages one after the other as one message with all their repeated fields.
+        header = b"".join([header for _, header in calls]) if len(calls) > 1 else calls[0][1]
+        self._sent = True
+        try:
+            link.send(self._socket, header, frames, peer.routing_id)
+        except zmq.ZMQError as e:
+            error = CallError(f"cannot reach replica {peer.hello.replica}: {e.strerror}")
+            for call_id, _ in calls:
+                if call_id in peer.calls:
+                    peer.calls.discard(call_id)
+                    self._awaited -= 1
+                    self._events.failed(call_id, error)
 
     def abandon(self, call: Call) -> None:
         """See Backend."""
@@ -262,11 +299,15 @@ class DirectPath:
             message = pb.ToServer.FromString(header)
         except Exception:  # not one of ours
             return
-        kind = message.WhichOneof("kind")
         peer = self._peers.get(routing_id)
-        if kind == "result" and peer is not None and peer.attached:
-            self._result(peer, message.result, frames)
-        elif kind == "hello":
+        results = message.results
+        if results and peer is not None and peer.attached:
+            at = 0
+            for result in results:
+                at = self._result(peer, result, frames, at)
+            return
+        kind = message.WhichOneof("kind")
+        if kind == "hello":
             self._hello(routing_id, fd if peer is None else peer.fd, message.hello)
         elif peer is None:
             stranger = pb.ToReplica(refused=pb.Refused(reason="not attached: say hello first"))
@@ -302,21 +343,21 @@ class DirectPath:
         self._events.replica_down(peer.hello.model, peer.hello.replica, "it drains", drained=True)
         self._say(peer, pb.ToReplica(drained=pb.Drained()))
 
-    def _result(self, peer: _Peer, result: Any, frames: list[Any]) -> None:
-        if result.id not in peer.calls:
-            return  # of a call that was given up with an earlier link
-        peer.calls.discard(result.id)
-        self._awaited -= 1
+    def _result(self, peer: _Peer, result: Any, frames: list[Any], at: int) -> int:
+        """Where the frames of the next one begin."""
         items: list[Body | ItemError] = []
-        at = 0
         for item in result.items:
             if item.failed:
                 items.append(ItemError(item.error, expired=item.expired))
             else:
                 payload, at = link.take_payload(item, frames, at)
                 items.append(Body(item.envelope, payload))
-        ahead_s = result.ahead_ms / 1e3 if result.HasField("ahead_ms") else None
-        self._results.append((result.id, CallResult(items, result.inference_ms / 1e3, ahead_s)))
+        if result.id in peer.calls:  # else the call was given up with an earlier link
+            peer.calls.discard(result.id)
+            self._awaited -= 1
+            ahead_s = result.ahead_ms / 1e3 if result.HasField("ahead_ms") else None
+            self._results.append((result.id, CallResult(items, result.inference_ms / 1e3, ahead_s)))
+        return at
 
     # --- attaching ---
 
@@ -385,6 +426,9 @@ class DirectPath:
     def _gone(self, peer: _Peer, reason: str) -> None:
         self._awaited -= len(peer.calls)
         peer.calls.clear()
+        if peer.outbox:
+            self._outboxes.remove(peer)
+            peer.outbox, peer.outbox_frames = [], []
         if self._peers.get(peer.routing_id) is peer:
             del self._peers[peer.routing_id]
         if self._by_fd.get(peer.fd) is peer:

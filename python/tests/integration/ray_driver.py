@@ -113,12 +113,22 @@ class Driver:
         return Request(b"c", parsed, [envelope, *frames], size, now, expiry=now + deadline_s)
 
     def start_call(self, replica: Replica, requests: list[Request], timeout_s: float = WAIT_S) -> Call:
+        (call,) = self.start_calls(replica, [requests], timeout_s)
+        return call
+
+    def start_calls(self, replica: Replica, calls: Sequence[list[Request]], timeout_s: float = WAIT_S) -> list[Call]:
+        """Several in one round."""
+        started = [self.hand_over(replica, requests, timeout_s) for requests in calls]
+        self.backend.flushed()
+        return started
+
+    def hand_over(self, replica: Replica, requests: list[Request], timeout_s: float = WAIT_S) -> Call:
+        """A call whose round is not over."""
         now = time.monotonic()
         call = Call(next(self._ids), replica.model, replica, requests, now, now + timeout_s)
         self.calls[call.id] = call
         self._waiters[call.id] = asyncio.get_running_loop().create_future()
         self.backend.dispatch(call)
-        self.backend.flushed()
         return call
 
     async def outcome(self, call: Call, timeout_s: float = WAIT_S) -> CallResult | CallError:

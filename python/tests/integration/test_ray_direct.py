@@ -246,7 +246,7 @@ def test_only_who_knows_the_secret_attaches(ray_session: None) -> None:
                         return pb.ToReplica.FromString(socket.recv())
 
                     # Before it is attached, nothing else is listened to.
-                    assert (await ask(pb.ToServer(result=pb.Result(id=1)))).refused.reason.startswith("not attached")
+                    assert (await ask(pb.ToServer(results=[pb.Result(id=1)]))).refused.reason.startswith("not attached")
                     socket.send(b"\xff not protobuf")
                     mine = link.nonce()
                     hello = pb.Hello(version=version, replica="r", model=model, credits=1, nonce=mine)

@@ -20,7 +20,7 @@ from inferential.backends.direct import DirectPath
 from inferential.config.schema import InferentialConfig
 from inferential.model_call import ModelCall
 from inferential.replica import Identity, ModelThread, ReplicaLinks
-from inferential.scheduling.request import CallResult, ItemError
+from inferential.scheduling.request import CallError, CallResult, ItemError
 from tests.integration.ray_driver import Driver, decode
 
 
@@ -196,6 +196,116 @@ def test_calls_run_in_the_order_in_which_they_came(store: Store, pads: list[int]
                 await driver.outcome(call)
             assert model.seen == sorted(model.seen)
             assert len(model.seen) == 200
+
+    asyncio.run(main())
+
+
+class Mirror:
+    """Gives back what it got, upside down."""
+
+    def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+        return {"pad": obs["pad"][::-1], "word": obs["word"]}
+
+
+def _calls_in(header: bytes) -> int:
+    return len(link.pb.ToReplica.FromString(header).calls)
+
+
+@pytest.mark.parametrize("kind", [Mirror, type("WarmMirror", (Mirror,), {"warm_up": lambda self: None})])
+@pytest.mark.parametrize("seed", range(4))
+def test_calls_of_one_round_each_get_their_own_result(store: Store, kind: type[Mirror], seed: int) -> None:
+    draw = random.Random(seed)
+    sizes = [0, 3, 4_000, 5_000, 100_000]
+
+    async def main() -> None:
+        async with server(store) as driver, replica(kind()):
+            (r,) = await driver.replica("m")
+            sent: list[list[tuple[Any, str]]] = []
+            for call in range(50):
+                pads = [np.frombuffer(draw.randbytes(draw.choice(sizes)), np.uint8) for _ in range(draw.randint(1, 3))]
+                sent.append([(pad, f"{call}-{i}") for i, pad in enumerate(pads)])
+            calls = [[driver.request("m", metadata={"word": word}, pad=pad) for pad, word in items] for items in sent]
+            for items, call in zip(sent, driver.start_calls(r, calls), strict=True):
+                result = await driver.outcome(call)
+                assert isinstance(result, CallResult)
+                for (pad, word), item in zip(items, result.items, strict=True):
+                    assert not isinstance(item, ItemError), item
+                    found = decode(item)
+                    assert found["word"] == word
+                    np.testing.assert_array_equal(found["pad"], pad[::-1])
+
+    asyncio.run(main())
+
+
+def test_small_calls_of_one_round_share_messages(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    send = link.send
+
+    def count(socket: Any, header: bytes, frames: Any, to: bytes | None = None) -> None:
+        if to is not None and _calls_in(header):
+            sent.append(_calls_in(header))
+        send(socket, header, frames, to)
+
+    async def main() -> None:
+        async with server(store) as driver, replica(Mirror()):
+            (r,) = await driver.replica("m")
+            monkeypatch.setattr(link, "send", count)
+
+            async def round_of(sizes: list[int]) -> list[int]:
+                del sent[:]
+                requests = [[driver.request("m", metadata={"word": ""}, pad=np.zeros(n, np.uint8))] for n in sizes]
+                for call in driver.start_calls(r, requests):
+                    assert isinstance(await driver.outcome(call), CallResult)
+                return list(sent)
+
+            assert await round_of([7] * 20) == [8, 8, 4]
+            assert await round_of([7]) == [1]
+            # Frames end a message: what is large goes at once.
+            assert await round_of([7, 7, 50_000, 50_000, 7]) == [3, 1, 1]
+
+    asyncio.run(main())
+
+
+def test_results_that_share_a_message_with_one_of_a_call_that_was_given_up(store: Store) -> None:
+    async def main() -> None:
+        model = Gated()
+        async with server(store) as driver, replica(model):
+            (r,) = await driver.replica("m")
+            path: Any = driver.backend
+            (peer,) = path._peers.values()
+            call = driver.start_call(r, [driver.request("m", n=1)])
+            results = [
+                link.pb.Result(id=number, items=[link.pb.ItemResult(frames=1)]) for number in (call.id + 100, call.id)
+            ]
+            message = link.pb.ToServer(results=results).SerializeToString()
+            path._received(peer.routing_id, -1, message, [b"nobody's", b"mine"])
+            path._hand_over()
+            result = await driver.outcome(call)
+            assert isinstance(result, CallResult)
+            assert list(result.items[0].frames) == [b"mine"]  # type: ignore[union-attr]
+            model.go.release()  # its answer comes too late and is ignored
+            model.go.release()
+            assert isinstance(await driver.outcome(driver.start_call(r, [driver.request("m", n=2)])), CallResult)
+            assert [len(ends) for ends in driver.outcomes.values()] == [1, 1]
+
+    asyncio.run(main())
+
+
+def test_a_replica_that_goes_in_the_midst_of_a_round(store: Store) -> None:
+    def request(driver: Driver) -> Any:
+        return [driver.request("m", metadata={"word": ""}, pad=np.zeros(3))]
+
+    async def main() -> None:
+        async with server(store) as driver, replica(Mirror(), "goes"), replica(Mirror(), "stays"):
+            replicas = {r.id: r for r in await driver.replica("m", count=2)}
+            path: Any = driver.backend
+            calls = [driver.hand_over(replicas[name], request(driver)) for name in ("goes", "stays", "goes", "stays")]
+            path._gone(path._replicas["goes"], "it was pulled out")
+            path.flushed()
+            ends = [type(await driver.outcome(call)) for call in calls]
+            assert ends == [CallError, CallResult, CallError, CallResult]
+            assert isinstance(await driver.outcome(driver.start_call(replicas["goes"], request(driver))), CallError)
+            assert path._awaited == 0
 
     asyncio.run(main())
 

@@ -6,40 +6,40 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ToServer(_message.Message):
-    __slots__ = ("hello", "proof", "result", "credits", "drain", "goodbye")
+    __slots__ = ("hello", "proof", "credits", "drain", "goodbye", "results")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     PROOF_FIELD_NUMBER: _ClassVar[int]
-    RESULT_FIELD_NUMBER: _ClassVar[int]
     CREDITS_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
     GOODBYE_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     proof: Proof
-    result: Result
     credits: Credits
     drain: Drain
     goodbye: Goodbye
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ..., credits: _Optional[_Union[Credits, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ...) -> None: ...
+    results: _containers.RepeatedCompositeFieldContainer[Result]
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., credits: _Optional[_Union[Credits, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ...) -> None: ...
 
 class ToReplica(_message.Message):
-    __slots__ = ("challenge", "welcome", "call", "cancel", "load", "drained", "farewell", "refused")
+    __slots__ = ("challenge", "welcome", "cancel", "load", "drained", "farewell", "refused", "calls")
     CHALLENGE_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
-    CALL_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     DRAINED_FIELD_NUMBER: _ClassVar[int]
     FAREWELL_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    CALLS_FIELD_NUMBER: _ClassVar[int]
     challenge: Challenge
     welcome: Welcome
-    call: Call
     cancel: Cancel
     load: Load
     drained: Drained
     farewell: Farewell
     refused: Refused
-    def __init__(self, challenge: _Optional[_Union[Challenge, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., call: _Optional[_Union[Call, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., drained: _Optional[_Union[Drained, _Mapping]] = ..., farewell: _Optional[_Union[Farewell, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ...) -> None: ...
+    calls: _containers.RepeatedCompositeFieldContainer[Call]
+    def __init__(self, challenge: _Optional[_Union[Challenge, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., drained: _Optional[_Union[Drained, _Mapping]] = ..., farewell: _Optional[_Union[Farewell, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., calls: _Optional[_Iterable[_Union[Call, _Mapping]]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("version", "replica", "model", "credits", "max_batch_size", "nonce")
