@@ -89,6 +89,8 @@ class Engine:
         self._given_up: dict[int, list[tuple[str, str]]] = {}
         """Calls that timed out, the oldest first: model and client of each request."""
         self._now = 0.0
+        self._unlearned: tuple[ModelState, ReplicaState, Call, CallResult, float] | None = None
+        """The call that was answered last, while nothing was learned from it."""
         self._unsettled = False
         self._draining = False
         self._sequence = 0
@@ -221,10 +223,7 @@ class Engine:
         self._learn_unstaged(model, call, now)
         replica = self._calls.close(model, call, now)
         size = len(call.requests)
-        elapsed = now - call.started_at
-        self._learn(model, replica, call, result, now)
-        model.health.succeeded(elapsed)
-        replica.health.succeeded(elapsed)
+        self._unlearned = (model, replica, call, result, now)
         inference_ms = result.inference_s * 1e3
         replica_id = call.replica.id
         items = result.items
@@ -246,6 +245,7 @@ class Engine:
                     record("requests_expired", 1.0, name, request.observation.client_id)
                     self._end(request, Status.EXPIRED, error=item.message)
                     continue
+                self._learn()
                 model.health.item_failed(item.message, size, now)
                 replica.health.item_failed(item.message, size, now)
                 self._failed(model, request, replica_id, CallError(item.message, item.retryable))
@@ -295,8 +295,18 @@ class Engine:
         else:
             self._end(request, Status.MODEL_ERROR, error=error.message)
 
-    def _learn(self, model: ModelState, replica: ReplicaState, call: Call, result: CallResult, now: float) -> None:
-        """From a call that was answered: its time since it could begin."""
+    def _learn(self) -> None:
+        """From the call that was answered last, unless that was done: its time since it could begin.
+
+        Before anything is decided that may depend on it, but not before its answers have left: they would wait for it.
+        """
+        if self._unlearned is None:
+            return
+        model, replica, call, result, now = self._unlearned
+        self._unlearned = None
+        elapsed = now - call.started_at
+        model.health.succeeded(elapsed)
+        replica.health.succeeded(elapsed)
         took = now - call.begins_at
         size = len(call.requests)
         service = model.service
@@ -331,6 +341,7 @@ class Engine:
         self._at(now)
 
     def _at(self, now: float) -> None:
+        self._learn()
         if now > self._now:
             self._now = now
         self._unsettled = True
@@ -344,6 +355,7 @@ class Engine:
         """When `advance` must be called next if nothing else happens; None: never."""
         if self._unsettled:
             self._settle()
+        self._learn()
         wake = self._calls.next_check
         for model in self._room.models.values():
             wake = min(wake, model.wake)
@@ -416,6 +428,7 @@ class Engine:
 
     def health(self) -> dict[str, Any]:
         """Per model and replica: latency, errors, queue, calls, learned times. Plain data, times in ms."""
+        self._learn()
         return {name: self._model_health(m) for name, m in self._models.items()}
 
     def _model_health(self, m: ModelState) -> dict[str, Any]:
@@ -461,8 +474,10 @@ class Engine:
         self._unsettled = False
         now = self._now
         if now >= self._calls.next_check:
+            self._learn()
             self._check_calls(now)
         if self._room.models:
+            self._learn()
             self._let_go()
         if now >= self._evict_at:
             self._evict_at = now + _EVICT_EVERY_S
@@ -546,6 +561,7 @@ class Engine:
             return  # a hint is for a connection's loop; bodies that share one can't follow it
         model = self._models[observation.model_id]
         if outcome.status is Status.OK:
+            self._learn()
             if outcome.queue_ms <= model.service.mean(1) * 1e3:
                 return
         elif outcome.status is not Status.EXPIRED and outcome.status is not Status.REJECTED:

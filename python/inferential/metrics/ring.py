@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 import numpy as np
 import numpy.typing as npt
 
@@ -18,7 +20,7 @@ class Ring:
     def __init__(self, size: int) -> None:
         self._size = size
         self._places = places = size + 1  # one more, so that what is just being overwritten is none of the last
-        self._values = [0.0] * places
+        self._values = array("d", bytes(8 * places))
         self._models: list[str | None] = [None] * places
         self._clients: list[str | None] = [None] * places
         self._count = 0
@@ -34,7 +36,7 @@ class Ring:
     def select(self, model: object = None, client: object = None) -> npt.NDArray[np.float64]:
         """The values of the points with these labels (None: any), oldest first; a copy. O(size)."""
         before, places = self._count, self._places
-        values, models, clients = self._values.copy(), self._models.copy(), self._clients.copy()
+        values, models, clients = self._values[:], self._models.copy(), self._clients.copy()
         # The other thread goes on appending: what it has overwritten since, or is about to, may be half of one point and half of another.
         first = max(0, self._count - self._size)
         wanted = []
