@@ -247,10 +247,12 @@ class Driver:
             calls = engine.take_calls()
             while True:
                 if calls:
-                    for call in calls:
-                        self._backends[call.model].dispatch(call)
-                    for backend in self._distinct:
-                        backend.flushed()
+                    try:
+                        for call in calls:
+                            self._backends[call.model].dispatch(call)
+                    finally:
+                        for backend in self._distinct:
+                            backend.flushed()
                 outcomes += engine.take_outcomes()
                 calls = engine.take_calls()
                 if outcomes:

@@ -300,10 +300,10 @@ class Engine:
 
         Before anything is decided that may depend on it, but not before its answers have left: they would wait for it.
         """
-        if self._unlearned is None:
+        unlearned, self._unlearned = self._unlearned, None
+        if unlearned is None:
             return
-        model, replica, call, result, now = self._unlearned
-        self._unlearned = None
+        model, replica, call, result, now = unlearned
         elapsed = now - call.started_at
         model.health.succeeded(elapsed)
         replica.health.succeeded(elapsed)

@@ -38,10 +38,10 @@ class Backend(Protocol):
         """Begins to look for replicas; returns without waiting for any."""
 
     def dispatch(self, call: Call) -> None:
-        """Sends a call to its replica. Never raises: trouble is told by `failed`."""
+        """Sends a call to its replica, when the round ends at the latest. Never raises: trouble is told by `failed`."""
 
     def flushed(self) -> None:
-        """A round of dispatching is over."""
+        """A round of dispatching is over: what `dispatch` kept back is sent now."""
 
     def abandon(self, call: Call) -> None:
         """Nobody waits for this call any more; the backend may cancel it."""

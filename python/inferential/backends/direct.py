@@ -178,11 +178,12 @@ class DirectPath:
                 attempt=request.attempt,
             )
             link.put_payload(item, request.frames[1:], frames)
+        header = message.SerializeToString()
         peer.calls.add(call.id)
         self._awaited += 1
         if not peer.outbox:
             self._outboxes.append(peer)
-        peer.outbox.append((call.id, message.SerializeToString()))
+        peer.outbox.append((call.id, header))
         peer.outbox_frames += frames
         if frames or len(peer.outbox) >= CALLS_TOGETHER:
             self._outboxes.remove(peer)
@@ -190,8 +191,9 @@ class DirectPath:
 
     def flushed(self) -> None:
         """See Backend."""
-        while self._outboxes:
-            self._post(self._outboxes.pop())
+        outboxes, self._outboxes = self._outboxes, []
+        for peer in outboxes:
+            self._post(peer)
         if self._sent and not self._reading:
             self._check_readable()
 
@@ -424,18 +426,19 @@ class DirectPath:
                     self._gone(peer, "its process or the link to it is gone")
 
     def _gone(self, peer: _Peer, reason: str) -> None:
+        hello = peer.hello
+        if self._replicas.get(hello.replica) is peer:
+            self._hand_over()
         self._awaited -= len(peer.calls)
         peer.calls.clear()
-        if peer.outbox:
+        if peer in self._outboxes:
             self._outboxes.remove(peer)
-            peer.outbox, peer.outbox_frames = [], []
+        peer.outbox, peer.outbox_frames = [], []
         if self._peers.get(peer.routing_id) is peer:
             del self._peers[peer.routing_id]
         if self._by_fd.get(peer.fd) is peer:
             del self._by_fd[peer.fd]
-        hello = peer.hello
         if self._replicas.get(hello.replica) is peer:
-            self._hand_over()
             del self._replicas[hello.replica]
             logger.info("replica %s of model %s: %s", hello.replica, hello.model, reason)
             self._events.replica_down(hello.model, hello.replica, reason)
