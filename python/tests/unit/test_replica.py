@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zmq
 
 from inferential import replica as replica_module
 from inferential.backends import cluster, direct, link
@@ -207,10 +208,6 @@ class Mirror:
         return {"pad": obs["pad"][::-1], "word": obs["word"]}
 
 
-def _calls_in(header: bytes) -> int:
-    return len(link.pb.ToReplica.FromString(header).calls)
-
-
 @pytest.mark.parametrize("kind", [Mirror, type("WarmMirror", (Mirror,), {"warm_up": lambda self: None})])
 @pytest.mark.parametrize("seed", range(2))
 def test_calls_of_one_round_each_get_their_own_result(store: Store, kind: type[Mirror], seed: int) -> None:
@@ -237,31 +234,47 @@ def test_calls_of_one_round_each_get_their_own_result(store: Store, kind: type[M
     asyncio.run(main())
 
 
-def test_small_calls_of_one_round_share_messages(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    sent: list[int] = []
-    send = link.send
-
-    def count(socket: Any, header: bytes, frames: Any, to: bytes | None = None) -> None:
-        if to is not None and _calls_in(header):
-            sent.append(_calls_in(header))
-        send(socket, header, frames, to)
-
+def test_small_calls_of_one_round_share_messages(store: Store) -> None:
     async def main() -> None:
-        async with server(store) as driver, replica(Mirror()):
-            (r,) = await driver.replica("m")
-            monkeypatch.setattr(link, "send", count)
+        async with server(store) as driver:
+            (data,) = store.data.values()
+            endpoint = link.Endpoint.from_json(data)
+            with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+                socket.linger = 0
+                socket.connect(endpoint.local)
 
-            async def round_of(sizes: list[int]) -> list[int]:
-                del sent[:]
-                requests = [[driver.request("m", metadata={"word": ""}, pad=np.zeros(n, np.uint8))] for n in sizes]
-                for call in driver.start_calls(r, requests):
-                    assert isinstance(await driver.outcome(call), CallResult)
-                return list(sent)
+                async def receive() -> Any:
+                    assert await asyncio.to_thread(socket.poll, 20_000)
+                    header, *frames = socket.recv_multipart()
+                    return link.pb.ToReplica.FromString(header), frames
 
-            assert await round_of([7] * 20) == [8, 8, 4]
-            assert await round_of([7]) == [1]
-            # Frames end a message: what is large goes at once.
-            assert await round_of([7, 7, 50_000, 50_000, 7]) == [3, 1, 1]
+                mine = link.nonce()
+                hello = link.pb.Hello(version=link.VERSION, replica="r", model="m", credits=100, nonce=mine)
+                socket.send(link.pb.ToServer(hello=hello).SerializeToString())
+                theirs = (await receive())[0].challenge.nonce
+                proof = link.pb.Proof(proof=link.proof(endpoint.secret, "replica", theirs, mine, "r", "m"))
+                socket.send(link.pb.ToServer(proof=proof).SerializeToString())
+                assert (await receive())[0].HasField("welcome")
+                (r,) = await driver.replica("m")
+
+                async def shared(sizes: list[int]) -> list[int]:
+                    """How many calls each message of a round has."""
+                    started = driver.start_calls(r, [[driver.request("m", pad=np.zeros(n, np.uint8))] for n in sizes])
+                    counts: list[int] = []
+                    ids: list[int] = []
+                    while len(ids) < len(sizes):
+                        message, frames = await receive()
+                        if message.calls:  # else it tells what waits
+                            counts.append(len(message.calls))
+                            ids += [call.id for call in message.calls]
+                            assert len(frames) == sum(item.frames for call in message.calls for item in call.items)
+                    assert ids == [call.id for call in started]
+                    return counts
+
+                assert await shared([7] * 20) == [8, 8, 4]
+                assert await shared([7]) == [1]
+                # Frames end a message: what is large goes at once.
+                assert await shared([7, 7, 50_000, 50_000, 7]) == [3, 1, 1]
 
     asyncio.run(main())
 
