@@ -164,6 +164,10 @@ std::uint32_t Model::index() {
   return *index_;
 }
 
+std::optional<std::uint32_t> Model::known_index() const noexcept {
+  return index_ ? index_ : core_->session().find_model(id_);
+}
+
 Observation Model::observe() noexcept {
   std::unique_ptr<Draft> draft;
   try {
@@ -241,17 +245,20 @@ bool Model::cancel(std::uint64_t request_id) noexcept {
 
 double Model::take_phase_shift_ms() noexcept {
   const Core::Call call(*core_);
-  return call && index_ ? core_->session().take_phase_shift_ms(*index_) : 0;
+  const auto index = call ? known_index() : std::nullopt;
+  return index ? core_->session().take_phase_shift_ms(*index) : 0;
 }
 
 std::optional<Status> Model::last_status() const noexcept {
-  const Core::Call call(*core_);
-  return call && index_ ? core_->session().last_status(*index_) : std::nullopt;
+  const Core::Glance call(*core_);
+  const auto index = call ? known_index() : std::nullopt;
+  return index ? core_->session().last_status(*index) : std::nullopt;
 }
 
 std::string Model::last_error() const {
-  const Core::Call call(*core_);
-  return call && index_ ? core_->session().last_error(*index_) : std::string();
+  const Core::Glance call(*core_);
+  const auto index = call ? known_index() : std::nullopt;
+  return index ? core_->session().last_error(*index) : std::string();
 }
 
 // ---- Connection
@@ -293,7 +300,7 @@ Model Connection::model(std::string_view id, ModelOptions options) {
 
 LinkState Connection::link_state() noexcept {
   try {
-    const Core::Call call(*core_);
+    const Core::Glance call(*core_);
     if (!call) return core_->last_link_state();
     core_->pump(Core::now());
     return core_->session().link_state();
@@ -325,7 +332,7 @@ Result<Reply> Connection::ping(double timeout_ms) noexcept {
 
 Result<Counters> Connection::counters() noexcept {
   try {
-    const Core::Call call(*core_);
+    const Core::Glance call(*core_);
     if (!call) return Core::concurrent_use();
     core_->pump(Core::now());
     return core_->session().counters();

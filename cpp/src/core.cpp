@@ -21,6 +21,13 @@ std::string check_name(std::string_view what, std::string_view name) {
 // without one. If it finds the link broken it looks at once.
 constexpr Time look_every = std::chrono::microseconds(100);
 
+Error ended_error(const char* what, const Message& reply) {
+  std::string text(what);
+  text.append(" ended ").append(to_string(reply.status));
+  if (!reply.error.empty()) text.append(": ").append(reply.error);
+  return {ErrorCode::NotOk, reply.status, std::move(text)};
+}
+
 std::string check_client(std::string_view id, std::string_view type) {
   if (id.empty()) return "client_id must not be empty";
   auto error = check_name("client_id", id);
@@ -118,6 +125,19 @@ Time Core::deadline_after(Time now, double timeout_ms) noexcept {
 
 // ---- one call at a time
 
+bool Core::claim() noexcept {
+  if (busy_.exchange(true)) return false;
+  if (!closed_ && transport_.inherited()) disown();
+  return true;
+}
+
+bool Core::try_enter() noexcept {
+  if (claim()) return true;
+  if (transport_.inherited()) return false;  // the thread that is in a call stayed behind
+  const std::lock_guard<std::recursive_mutex> no_glance(glancing_);
+  return claim();
+}
+
 void Core::leave() noexcept {
   std::vector<LinkState> changes;
   if (!link_changes_.empty()) changes.swap(link_changes_);
@@ -142,6 +162,11 @@ void Core::request_close() noexcept {
   leave();
 }
 
+void Core::disown() noexcept {
+  inherited_ = true;
+  close();
+}
+
 void Core::close() noexcept {
   closed_ = true;
   const auto before = session_.link_state();
@@ -161,7 +186,9 @@ Error Core::concurrent_use() {
 
 Error Core::closed_error() const {
   if (!setup_error_.empty()) return {ErrorCode::InvalidArgument, Status::NotSent, setup_error_};
-  return {ErrorCode::Closed, Status::NotSent, "the connection is closed"};
+  return {ErrorCode::Closed, Status::NotSent,
+          inherited_ ? "the connection was made before a fork: each process makes its own"
+                     : "the connection is closed"};
 }
 
 Error Core::nothing_outstanding() const {
@@ -267,13 +294,7 @@ Result<MessageRef> Core::await_result(Session::ModelIndex model, double timeout_
   auto taken = await(model, &Session::take_result, deadline);
   switch (taken.outcome) {
     case Session::Taken::Outcome::Reply: return std::move(taken.message);
-    case Session::Taken::Outcome::NotOk: {
-      const auto status = taken.message->status;
-      std::string text = "the request ended ";
-      text.append(to_string(status));
-      if (!taken.message->error.empty()) text.append(": ").append(taken.message->error);
-      return Error{ErrorCode::NotOk, status, std::move(text)};
-    }
+    case Session::Taken::Outcome::NotOk: return ended_error("the request", *taken.message);
     case Session::Taken::Outcome::Wait:
       if (deadline > start) {
         session_.abandon(model);
@@ -330,12 +351,16 @@ Result<std::uint64_t> Core::send(Draft& draft) {
   if (draft.error.empty()) draft.error = check_draft(draft.fields);
   if (!draft.error.empty()) return Error{draft.error_code, std::nullopt, std::move(draft.error)};
 
-  std::uint64_t size = draft.fields.ByteSizeLong();
-  for (const auto& source : draft.sources) size += source.byte_length + 32;  // with its place in the envelope
-  if (size > static_cast<std::uint64_t>(options_.max_message_bytes)) {
+  std::uint64_t size = 0;
+  for (const auto& source : draft.sources) size += source.byte_length;
+  const auto limit = static_cast<std::uint64_t>(options_.max_message_bytes);
+  const auto envelope_size = draft.fields.ByteSizeLong();  // before the tensors have a place: it says less by a few bytes
+  if (size > limit || envelope_size > limit) {
+    const auto what = size > limit ? "the tensors have " + std::to_string(size)
+                                   : "the metadata and all else but the tensors has " + std::to_string(envelope_size);
     return Error{ErrorCode::InvalidArgument, std::nullopt,
-                 "the message of about " + std::to_string(size) + " bytes is over max_message_bytes, " +
-                     std::to_string(options_.max_message_bytes) + ": a server would drop the connection"};
+                 what + " bytes, more than max_message_bytes (" + std::to_string(limit) +
+                     "): a server would drop the connection"};
   }
 
   await_first_handshake(options_.connect_timeout_ms);
@@ -387,6 +412,11 @@ Result<MessageRef> Core::ping(double timeout_ms) {
   }
   const auto ticket = session_.open_ping(now());
   if (ticket.route != Session::Ticket::Route::Transmit) return not_sent_error();
+  struct Ending {  // whatever happens: nothing ends a ping but this and its reply
+    Session& session;
+    const std::uint64_t request_id;
+    ~Ending() { session.abandon_ping(request_id); }
+  } const ending{session_, ticket.request_id};
   auto draft = take_draft();
   draft->fields.set_kind(v1::KIND_PING);
   draft->fields.set_priority(1);
@@ -405,15 +435,17 @@ Result<MessageRef> Core::ping(double timeout_ms) {
   for (;;) {
     const Time at = now();
     pump(at);
-    if (auto reply = session_.take_ping_reply(ticket.request_id)) return reply;
+    if (auto reply = session_.take_ping_reply(ticket.request_id)) {
+      if (reply->status == Status::Ok) return reply;
+      return ended_error("the ping", *reply);
+    }
     if (!session_.is_outstanding(ticket.request_id)) {
-      const auto status = session_.link_state() == LinkState::Up ? Status::TimedOut : Status::LinkLost;
+      const auto status = session_.link_state() == LinkState::Up ? Status::ModelError : Status::LinkLost;
       return Error{ErrorCode::NotOk, status, "the ping ended " + std::string(to_string(status))};
     }
     if (at >= deadline) break;
     wait(at, deadline);
   }
-  session_.abandon_ping(ticket.request_id);
   return Error{ErrorCode::TimedOut, Status::TimedOut, "no reply to the ping within the timeout"};
 }
 

@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -37,7 +38,7 @@ class Core {
   /// link changes and carries out a close() that came meanwhile.
   class Call {
    public:
-    explicit Call(Core& core) noexcept : core_(core), entered_(core.try_enter()) {}
+    explicit Call(Core& core) noexcept : Call(core, core.try_enter()) {}
     ~Call() {
       if (entered_) core_.leave();
     }
@@ -45,9 +46,22 @@ class Core {
     Call& operator=(const Call&) = delete;
     explicit operator bool() const noexcept { return entered_; }
 
+   protected:
+    Call(Core& core, bool entered) noexcept : core_(core), entered_(entered) {}
+
    private:
     Core& core_;
     const bool entered_;
+  };
+
+  /// A call that waits for nothing, for threads that only watch: a call that finds it in progress waits for its end. A
+  /// robot must not lose an action because somebody looked.
+  class Glance : std::unique_lock<std::recursive_mutex>, public Call {
+   public:
+    explicit Glance(Core& core) noexcept
+        : std::unique_lock<std::recursive_mutex>(core.glancing_, std::try_to_lock),
+          Call(core, owns_lock() && core.claim()) {}
+    using Call::operator bool;
   };
 
   /// Why the connection could not be set up; empty when it could. Never changes.
@@ -82,7 +96,9 @@ class Core {
   static Error out_of_memory() noexcept { return {ErrorCode::OutOfMemory, std::nullopt, {}}; }
 
  private:
-  bool try_enter() noexcept { return !busy_.exchange(true); }
+  bool try_enter() noexcept;
+  bool claim() noexcept;
+  void disown() noexcept;  // in the child of a fork
   void leave() noexcept;
   void close() noexcept;
   Error closed_error() const;
@@ -105,9 +121,11 @@ class Core {
   Transport transport_;
 
   std::atomic<bool> busy_{false};
+  std::recursive_mutex glancing_;  // recursive: a callback may ask for the state of the link
   std::atomic<bool> close_requested_{false};
   std::atomic<LinkState> last_link_state_{LinkState::Connecting};
   bool closed_ = false;
+  bool inherited_ = false;  // by a fork
   bool waited_for_handshake_ = false;
   Time looked_at_{0};
   std::vector<std::unique_ptr<Draft>> drafts_;

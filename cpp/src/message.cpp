@@ -36,6 +36,9 @@ void Message::reset() {
   fields.set_phase_shift_ms(0);
   fields.set_protocol_version(0);
   fields.set_reason(v1::REASON_NONE);
+  // What is left are fields that only a newer server knows: parsing would add the next reply's to them.
+  constexpr std::size_t empty_client_and_timing = 2 + 3;
+  if (fields.ByteSizeLong() > empty_client_and_timing) fields.Clear();
   status = Status::Ok;
   reason = Reason::None;
   error.clear();

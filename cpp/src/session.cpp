@@ -51,12 +51,17 @@ bool Session::take_v1_notice() noexcept { return std::exchange(v1_notice_due_, f
 // ---- sending
 
 Session::ModelIndex Session::model(std::string_view id) {
-  for (ModelIndex i = 0; i < models_.size(); ++i) {
-    if (models_[i].id == id) return i;
-  }
+  if (const auto known = find_model(id)) return *known;
   models_.emplace_back();
   models_.back().id.assign(id);
   return static_cast<ModelIndex>(models_.size() - 1);
+}
+
+std::optional<Session::ModelIndex> Session::find_model(std::string_view id) const noexcept {
+  for (ModelIndex i = 0; i < models_.size(); ++i) {
+    if (models_[i].id == id) return i;
+  }
+  return std::nullopt;
 }
 
 std::uint32_t Session::slot_index(ModelIndex of, std::string_view name) {
@@ -309,9 +314,9 @@ void Session::expire(Time now) {
   // Requests stand in the order they were sent in, so only the first ones can be due.
   for (drop_ended(); !requests_.empty() && now - requests_.front().sent_at >= options_.request_timeout; drop_ended()) {
     const Request request = requests_.front();
+    if (request.model == ping_index) return;  // it has a timeout of its own, and nothing is sent meanwhile
     const auto request_id = first_id_;
     end(requests_.front());
-    if (request.model == ping_index) continue;
     ++counters_.timed_out;
     finish_local(request_id, request, Status::TimedOut, "no reply within request_timeout_ms of sending", now);
   }
@@ -319,7 +324,7 @@ void Session::expire(Time now) {
 
 std::optional<Time> Session::next_expiry() noexcept {
   drop_ended();
-  if (requests_.empty()) return std::nullopt;
+  if (requests_.empty() || requests_.front().model == ping_index) return std::nullopt;
   return requests_.front().sent_at + options_.request_timeout;
 }
 

@@ -46,6 +46,8 @@ class Session {
 
   /// The inbox of that id; the same for equal ids.
   ModelIndex model(std::string_view id);
+  /// Likewise, where there is one.
+  std::optional<ModelIndex> find_model(std::string_view id) const noexcept;
 
   struct Ticket {
     enum class Route { Transmit, Local, NotSent };

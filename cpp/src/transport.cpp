@@ -3,6 +3,7 @@
 #include <zmq.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -10,6 +11,9 @@
 #if defined(__linux__)
 #include <poll.h>
 #include <time.h>
+#endif
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
 #endif
 
 namespace inferential {
@@ -34,11 +38,10 @@ std::string check_options(const ConnectionOptions& options) {
   }
   if (options.reconnect_interval_ms < 1)
     return number("reconnect_interval_ms", options.reconnect_interval_ms, "1 or more");
-  if (options.reconnect_interval_max_ms < options.reconnect_interval_ms) {
-    return number("reconnect_interval_max_ms", options.reconnect_interval_max_ms, "at least reconnect_interval_ms");
+  if (options.reconnect_interval_max_ms < options.reconnect_interval_ms || options.reconnect_interval_max_ms > 500) {
+    return number("reconnect_interval_max_ms", options.reconnect_interval_max_ms, "reconnect_interval_ms to 500");
   }
-  if (options.linger_ms < 0)
-    return number("linger_ms", options.linger_ms, "0 or more: waiting for ever is not offered");
+  if (options.linger_ms < 0 || options.linger_ms > 10'000) return number("linger_ms", options.linger_ms, "0 to 10000");
   if (options.send_queue_messages < 1) return number("send_queue_messages", options.send_queue_messages, "1 or more");
   if (options.receive_queue_messages < 1) {
     return number("receive_queue_messages", options.receive_queue_messages, "1 or more");
@@ -65,6 +68,13 @@ int receive_now(Frame& frame, void* socket) noexcept {
   return result;
 }
 
+// Counted, as to ask for the process's id is a system call.
+std::atomic<unsigned> forks{0};
+#if defined(__unix__) || defined(__APPLE__)
+[[maybe_unused]] const int counting_forks =
+    pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1, std::memory_order_relaxed); });
+#endif
+
 std::string quoted(std::string_view text) { return "'" + std::string(text) + "'"; }
 
 }  // namespace
@@ -87,7 +97,8 @@ std::string normalize_address(std::string_view address, std::string& error) {
   return endpoint;
 }
 
-Transport::Transport(std::string_view address, const ConnectionOptions& options) {
+Transport::Transport(std::string_view address, const ConnectionOptions& options)
+    : forks_(forks.load(std::memory_order_relaxed)) {
   error_ = check_options(options);
   if (!error_.empty()) return;
   const auto endpoint = normalize_address(address, error_);
@@ -187,11 +198,7 @@ std::optional<Transport::Received> Transport::receive(MessagePool& pool) {
     Frame next;
     if (receive_now(next, socket_) < 0) break;
     more = next.more();
-    if (message.payload.size() < max_payload_frames) {
-      message.payload.push_back(std::move(next));
-    } else {
-      received.framed = false;
-    }
+    if (message.payload.size() < max_payload_frames) message.payload.push_back(std::move(next));
   }
   return received;
 }
@@ -242,7 +249,10 @@ bool Transport::poll(Time timeout) noexcept {
   return true;
 }
 
+bool Transport::inherited() const noexcept { return forks.load(std::memory_order_relaxed) != forks_; }
+
 void Transport::close() noexcept {
+  if (inherited()) context_ = socket_ = monitor_ = nullptr;  // the parent's
   if (monitor_ != nullptr) {
     zmq_socket_monitor(socket_, nullptr, 0);
     zmq_close(monitor_);

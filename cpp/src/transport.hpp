@@ -43,8 +43,11 @@ class Transport {
   /// next_link_event() are empty.
   void wait(Time duration) noexcept;
 
-  /// At most linger_ms.
+  /// At most linger_ms; the resolution of a name that is under way may take longer.
   void close() noexcept;
+
+  /// Whether this is the child of a fork of the process that made it: ZMQ's thread stayed behind, and no call would end.
+  bool inherited() const noexcept;
 
  private:
   bool open(const std::string& endpoint, const ConnectionOptions& options);
@@ -61,6 +64,7 @@ class Transport {
   bool socket_ready_ = true;
   bool monitor_ready_ = true;
   bool just_looked_ = false;  // in wait()
+  const unsigned forks_;      // of this process and its ancestors, when it was made
   std::string error_;
 };
 

@@ -90,7 +90,7 @@ Action Watchdog::zeros(Time now) const {
   if (last_) return from_last(Source::Zero, zeros_like(last_, Tensors(last_)), now);
   const auto& like = fallback_.template_tensors();
   if (like.empty()) return from_last(Source::None, {}, now);
-  return from_last(Source::Zero, zeros_like(MessageRef(), like), now);
+  return from_last(Source::Zero, zeros_like(like.message_, like), now);
 }
 
 Action Watchdog::fall_back(Error why, Time now) const {

@@ -7,6 +7,11 @@
 #endif
 
 #include <gtest/gtest.h>
+#if defined(__unix__)
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#endif
 
 #include <atomic>
 #include <chrono>
@@ -239,6 +244,10 @@ TEST_F(Live, MessagesOverTheLimitStayHere) {
   const auto sent = model.observe().tensor("x", values).send();
   ASSERT_FALSE(sent);
   EXPECT_NE(sent.error().message.find("max_message_bytes"), std::string::npos);
+  const auto told = model.observe().metadata("words", std::string(1000, 'w')).send();
+  ASSERT_FALSE(told);
+  EXPECT_NE(told.error().message.find("metadata"), std::string::npos);
+  EXPECT_TRUE(model.observe().tensor("x", std::vector<std::uint8_t>(1000)).send());  // frames are limited, not their sum
   EXPECT_EQ(limited.link_state() == LinkState::Closed, false);
 }
 
@@ -445,6 +454,15 @@ TEST_F(Live, PingTellsOfTheModels) {
   EXPECT_EQ(connection.ping(5).error().code, ErrorCode::TimedOut);
 }
 
+TEST_F(Live, APingThatIsRefusedIsNoAnswer) {
+  auto pinged = std::async(std::launch::async, [&] { return connection.ping(patience_ms); });
+  server.answer(server.receive(), Status::ShuttingDown);
+  const auto reply = pinged.get();
+  ASSERT_FALSE(reply);
+  EXPECT_EQ(reply.error().code, ErrorCode::NotOk);
+  EXPECT_EQ(reply.error().status, Status::ShuttingDown);
+}
+
 TEST_F(Live, AgainstAV1Server) {
   std::vector<std::string> notices;
   auto options = patient();
@@ -474,15 +492,18 @@ TEST_F(Live, MalformedMessagesAreCountedAndHarmless) {
   server.send_frames({id, ""});
   server.send_frames({id, "not empty", envelope, ""});
   server.send_frames({id, "", "\xFF\xFF", ""});
-  std::vector<std::string> many = {id, "", envelope};
-  many.resize(5000);
-  server.send_frames(many);
   server.send_frames({id, "", envelope});  // no payload: its request is known, so it ends that
   const auto reply = model.next_reply(patience_ms);
   ASSERT_TRUE(reply);
   EXPECT_EQ(reply->status(), Status::ModelError);
   EXPECT_TRUE(reply->is_local());
-  EXPECT_EQ(connection.counters()->bad_replies, 4u);
+  EXPECT_EQ(connection.counters()->bad_replies, 3u);
+
+  ASSERT_TRUE(model.observe().send());
+  std::vector<std::string> many = {id, "", response(2, "policy").SerializeAsString()};
+  many.resize(5000);  // frames that no tensor lies in
+  server.send_frames(many);
+  EXPECT_EQ(model.next_reply(patience_ms)->status(), Status::Ok);
 }
 
 TEST(LiveLink, NoServerIsNotSentAfterTheFirstSendHasWaited) {
@@ -681,6 +702,72 @@ TEST_F(Live, ConcurrentUseIsAnError) {
   EXPECT_TRUE(waiting.get());
   EXPECT_EQ(connection.link_state(), LinkState::Closed);
 }
+
+TEST_F(Live, WhoOnlyLooksCostsNobodyACall) {
+  auto model = connection.model("policy");
+  greet(model);
+  std::atomic<bool> over{false};
+  std::atomic<std::uint64_t> looks{0};
+  std::vector<std::future<void>> watching;
+  for (int i = 0; i < 2; ++i) {
+    watching.push_back(std::async(std::launch::async, [&] {
+      while (!over) {
+        EXPECT_EQ(connection.link_state(), LinkState::Up);
+        (void)connection.counters();
+        ++looks;
+      }
+    }));
+  }
+  for (int i = 0; i < 20'000 || looks < 20'000; ++i) {
+    const auto found = model.act(0).error;
+    ASSERT_TRUE(found);
+    ASSERT_EQ(found->code, ErrorCode::NothingOutstanding) << found->message;
+  }
+  over = true;
+}
+
+TEST_F(Live, HandlesOfOneIdKnowHowItEnded) {
+  auto one = connection.model("policy");
+  auto other = connection.model("policy");
+  EXPECT_FALSE(other.last_status());
+  greet(one);
+  EXPECT_EQ(other.last_status(), Status::Ok);
+}
+
+#if defined(__unix__)
+TEST_F(Live, TheChildOfAForkIsToldAndDoesNotHang) {
+  auto model = connection.model("policy");
+  greet(model);
+  ASSERT_TRUE(model.observe().send());
+  const auto child = fork();
+  if (child == 0) {
+    int wrong = 0;
+    const auto sent = model.observe().send();
+    if (sent || sent.error().code != ErrorCode::Closed) wrong |= 1;
+    if (sent || sent.error().message.find("fork") == std::string::npos) wrong |= 2;
+    if (connection.link_state() != LinkState::Closed) wrong |= 4;
+    const auto lost = model.next_reply(patience_ms);
+    if (!lost || lost->status() != Status::LinkLost) wrong |= 8;
+    if (model.get_result(patience_ms)) wrong |= 16;
+    { const Connection closed = std::move(connection); }
+    _exit(wrong);
+  }
+  ASSERT_GT(child, 0);
+  int status = 0;
+  for (const auto start = Clock::now(); waitpid(child, &status, WNOHANG) == 0;) {
+    if (since_ms(start) > patience_ms) {
+      kill(child, SIGKILL);
+      waitpid(child, &status, 0);
+      FAIL() << "the child hangs";
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  EXPECT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 0);
+  server.answer(server.receive());  // to the parent, who goes on
+  EXPECT_TRUE(model.get_result(patience_ms));
+}
+#endif
 
 TEST_F(Live, ActFallsBackWithinItsTimeout) {
   ModelOptions options;

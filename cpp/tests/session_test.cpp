@@ -269,6 +269,19 @@ TEST_F(SessionTest, PingsAreTheirCallersAlone) {
   EXPECT_EQ(session.open_ping(now).route, Route::NotSent);
 }
 
+TEST_F(SessionTest, RequestTimeoutIsNotForPings) {
+  observe(policy);
+  const auto ping = session.open_ping(now);
+  session.transmitted(ping.request_id, true);
+  session.expire(now + 1h);
+  EXPECT_EQ(session.take_next(policy).message->status, Status::TimedOut);
+  EXPECT_FALSE(session.next_expiry());
+  EXPECT_TRUE(session.is_outstanding(ping.request_id));
+  session.abandon_ping(ping.request_id);
+  observe(policy);
+  EXPECT_TRUE(session.next_expiry());
+}
+
 TEST_F(SessionTest, CancelOnlyOfOutstandingRequestsAndToV2) {
   observe(policy);
   EXPECT_FALSE(session.may_cancel(policy, 1));  // not known to be v2 yet

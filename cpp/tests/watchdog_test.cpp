@@ -185,6 +185,14 @@ TEST_F(WatchdogTest, ActionsOutliveTheWatchdog) {
   }
   EXPECT_EQ(actions(action), (Floats{0.5f, -1}));
   EXPECT_EQ(action["actions"].key(), "actions");
+  pool = std::make_shared<MessagePool>();
+  {
+    Watchdog watchdog(Fallback::zero(one_zero_template()), pool);
+    action = watchdog.fall_back(why(), 1s);
+    watchdog.set_fallback(Fallback::zero());
+  }
+  EXPECT_EQ(actions(action), (Floats{0, 0, 0}));
+  EXPECT_EQ(action["actions"].key(), "actions");
 }
 
 // ---- Rate

@@ -208,6 +208,10 @@ TEST(Decode, AMessageIsReusedWithoutTraces) {
   fields.mutable_timing()->set_batch_size(3);
   (*fields.mutable_metadata())["k"] = "v";
   fields.mutable_client()->set_id("me");
+  // What only a newer server knows: field 5000, in the reply and in one of its parts.
+  const std::string unknown = "\xC2\xB8\x02\x03new";
+  ASSERT_TRUE(fields.MergeFromString(unknown));
+  ASSERT_TRUE(fields.mutable_timing()->MergeFromString(unknown));
   detail::Message* first = nullptr;
   {
     auto message = message_of(*own, fields, {bytes_of<float>({1})});
@@ -220,7 +224,7 @@ TEST(Decode, AMessageIsReusedWithoutTraces) {
   ASSERT_EQ(message.get(), first);
   ASSERT_TRUE(wire::decode(*message));
   const Reply reply(message);
-  EXPECT_EQ(message->fields.ByteSizeLong(), [] {
+  EXPECT_LE(message->fields.ByteSizeLong(), [] {
     v1::ModelResponse empty;
     empty.mutable_client();
     empty.mutable_timing();

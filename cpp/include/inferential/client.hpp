@@ -145,6 +145,7 @@ class Model {
   friend class Connection;
   Model(std::shared_ptr<detail::Core> core, std::string id, ModelOptions options);
   std::uint32_t index();
+  std::optional<std::uint32_t> known_index() const noexcept;
 
   std::shared_ptr<detail::Core> core_;
   std::string id_;
@@ -153,7 +154,8 @@ class Model {
   std::optional<std::uint32_t> index_;  // the inbox, from the first call on
 };
 
-/// A link to one server. Movable; closes when destroyed, in less than a second whatever the server does.
+/// A link to one server. Movable; closes when destroyed, in less than a second whatever the server does (but if its name is being
+/// resolved, in as long as that takes). In the child of a fork it is closed: each process makes its own.
 class Connection {
  public:
   /// Neither blocks nor fails for want of a server. `tcp://` may be left out of the address, the port may not.

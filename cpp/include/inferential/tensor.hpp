@@ -17,6 +17,7 @@ namespace inferential {
 
 namespace detail {
 struct Message;
+class Watchdog;
 INFERENTIAL_API void retain(const Message* message) noexcept;
 INFERENTIAL_API void release(const Message* message) noexcept;
 
@@ -230,6 +231,7 @@ class Tensors {
   const Tensor* end() const noexcept { return all().end(); }
 
  private:
+  friend class detail::Watchdog;
   detail::MessageRef message_;
 };
 
