@@ -128,6 +128,7 @@ class Engine:
             for request in list(m.queue):
                 self._room.remove(m, request, served=False)
                 self._unavailable(request, f"model {model!r} has no live replica: {reason}")
+            m.orders.pop(replica_id, None)
         elif m.affinity and replica_id in m.orders:
             self._room.move(m, replica_id)
 
@@ -486,7 +487,7 @@ class Engine:
 
     def _let_go(self) -> None:
         self._dispatcher.expire(self._now)
-        self._new_calls += self._dispatcher.dispatch(self._now)
+        self._dispatcher.dispatch(self._now, self._new_calls)
 
     def _check_calls(self, now: float) -> None:
         """Gives up calls that got no answer, and answers their requests that are too late for one."""

@@ -159,8 +159,8 @@ class ClientConfig(Settings):
 
     latency_budget_ms: Milliseconds | None = None
     """For its requests that carry none."""
-    share: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """Weight in the fair sharing between clients of one level."""
+    share: Annotated[float, Field(ge=0.01, allow_inf_nan=False)] = 1.0
+    """Weight in the fair sharing between clients of one level, 0.01 or more."""
 
 
 class ModelConfig(Settings):

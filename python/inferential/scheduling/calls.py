@@ -79,6 +79,7 @@ class Calls:
         if call.yields:
             call.yields = False
             model.ends.discard()
+            model.ends.top()  # lets go of its payloads: where nothing is staged or refused nobody else asks
         replica = model.replicas.get(call.replica.id)
         if replica is None or call.id not in replica.calls:
             # The replica was removed, and has perhaps come back under its name: that one knows nothing of this call.

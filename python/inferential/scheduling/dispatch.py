@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -69,9 +70,8 @@ class Dispatcher:
         self._staging = config.dispatch.staging
         self._share = GuaranteedShare(scheduling.min_share)
 
-    def dispatch(self, now: float) -> list[Call]:
-        """Calls to send now: most urgent first, until no model that waits has a place to go or wants to go."""
-        made: list[Call] = []
+    def dispatch(self, now: float, made: list[Call]) -> None:
+        """Adds the calls to send now: most urgent first, until no model that waits has a place to go or wants to go."""
         held: set[str] = set()
         waiting = self._room.models
         while True:
@@ -84,15 +84,15 @@ class Dispatcher:
             if not openings:
                 break
             model, opening = openings[0] if len(openings) == 1 else self._next_model(openings, now)
+            waited = len(model.queue)
             call = self._start(model, opening, now)
-            if call is None:
-                held.add(model.name)
-            else:
+            if call is not None:
                 made.append(call)
+            elif len(model.queue) == waited:  # else some were refused: others may have a place to go
+                held.add(model.name)
         if self._predictive:
             for model in list(waiting.values()):
                 self._refuse_hopeless(model, now)
-        return made
 
     # --- deadlines that do not hold ----------------------------------------------------------------------------------
 
@@ -122,10 +122,11 @@ class Dispatcher:
         if not model.service.known:
             return
         start = now
-        if not (model.slots.free and model.device.free and model.replicas.free() is not None):
-            call = model.next_end()
-            if call is not None:
-                start = max(now, call.ends_at)
+        if model.replicas.free() is None:
+            start = _first_end([model], start)
+        for slots in (model.slots, model.device):
+            if not slots.free:
+                start = _first_end(slots.models, start)
         needs = model.service.mean(1) + self._deadline_margin_s
         while (request := model.queue.first_to_expire()) is not None:
             if request.expiry >= start + needs:
@@ -203,7 +204,7 @@ class Dispatcher:
         if replica is None or replica.draining or replica.staged is not None:
             return None
         order = model.orders.get(call.replica.id if model.affinity else None)
-        if order is None:
+        if order is None or (model.affinity and order.first(model.contended_until > now) is None):
             return None
         # A staged call inherits the slot of the one before it: what waits for that slot or replica must not starve.
         if model.retries or self._wanted(model, model.slots) or self._wanted(model, model.device):
@@ -345,6 +346,11 @@ class Dispatcher:
             self._room.remove(model, request, served=True)
             requests.append(request)
         return requests
+
+
+def _first_end(models: Sequence[ModelState], now: float) -> float:
+    """When the first call of these models is predicted to end; not before `now`, and `now` where none runs."""
+    return max(now, min((call.ends_at for m in models if (call := m.next_end()) is not None), default=now))
 
 
 def _owed(request: Request) -> float:

@@ -25,11 +25,13 @@ STAGING_PATH = "direct"
 class Slots:
     """Calls that may run at the same time."""
 
-    __slots__ = ("limit", "running")
+    __slots__ = ("limit", "models", "running")
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
         self.running = 0
+        self.models: list[ModelState] = []
+        """Whose calls these are."""
 
     @property
     def free(self) -> bool:
@@ -97,6 +99,8 @@ class ModelState:
         self.replicas = Replicas()
         self.slots = slots
         self.device = device
+        slots.models.append(self)
+        device.models.append(self)
         self.ends: LazyHeap[Call] = LazyHeap(attrgetter("yields"))
         """Calls that nothing is staged behind yet, by predicted end."""
         self.service = ServiceTime(settings.call_ms / 1e3, settings.item_ms / 1e3)
@@ -164,7 +168,7 @@ class ModelState:
         for stream in self.streams.evict(before):
             kept = None if stream.replica is None else self.replicas.get(stream.replica)
             if kept is not None:
-                kept.assigned -= 1
+                kept.assigned = max(0, kept.assigned - 1)  # it may be a later one of that name
             if self.heaviest is stream:
                 self.heaviest = None
 

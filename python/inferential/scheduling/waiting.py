@@ -82,6 +82,8 @@ class WaitingRoom:
         )
         if not full or self._make_room(model, request):
             self.add(model, request)
+        else:
+            self._forget(model, request)
 
     def _make_room(self, model: ModelState, request: Request) -> bool:
         """Brings the queues down until a newcomer fits in; False: it was refused instead."""
@@ -122,7 +124,6 @@ class WaitingRoom:
         else:
             victim, text = newest, what
             over = over and newest.stream is heaviest
-            self._forget(model, newest)
         observation = victim.observation
         self._record("queue_full_drops", 1.0, observation.model_id, observation.client_id)
         reason = Reason.QUEUE_FULL
@@ -167,6 +168,7 @@ class WaitingRoom:
         stream.queued -= 1
         if not stream.queued:
             model.clients_waiting -= 1
+            stream.waiting.clear()  # which else would keep payloads until the client's next request
         if model.latest:
             self._forget(model, request)
         if not queue:

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from inferential.scheduling.request import Request
 
 
+MAX_SLOTS = 256
+"""Slots of a client whose cadence is known: those seen last."""
+
+
 class Account:
     """What a client has had at one priority level, in virtual time (scheduling/fairness.py)."""
 
@@ -88,9 +92,12 @@ class Stream:
         slots = self._slots
         if slots is None:
             slots = self._slots = {}
-        found = slots.get(slot)
+        found = slots.pop(slot, None)
         if found is None:
-            found = slots[slot] = Cadence()
+            found = Cadence()
+            if len(slots) >= MAX_SLOTS:
+                del slots[next(iter(slots))]
+        slots[slot] = found  # the last seen is the last
         return found
 
 

@@ -83,7 +83,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         ({"queue": {"overflow": "block"}}, "queue.overflow is 'block': it should be 'drop_oldest' or 'reject_newest'"),
         ({"queue": {"max_requests": 0}}, "queue.max_requests is 0: it should be greater than or equal to 1"),
         ({"queue": {"request_ttl_ms": float("nan")}}, "queue.request_ttl_ms is nan: "),
-        ({"clients": {"r": {"share": 0}}}, "clients.r.share is 0: it should be greater than 0"),
+        ({"clients": {"r": {"share": 0}}}, "clients.r.share is 0: it should be greater than or equal to 0.01"),
         ({"queue": {"request_ttl_ms": 100.0}}, "scheduling.default_latency_budget_ms is 1000; it may be at most"),
         ({"clients": {"r": {"latency_budget_ms": 9000}}}, "clients.r.latency_budget_ms is 9000; it may be at most"),
         ({"models": {"default": {"latency_budget_ms": 9000}}}, "models.default.latency_budget_ms is 9000; it may be"),

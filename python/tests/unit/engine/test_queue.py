@@ -1,9 +1,13 @@
 """Bounds of what waits."""
 
+import gc
+import weakref
+
 import pytest
 
-from inferential.types import Reason, Status
-from tests.unit.engine.rig import Replica, Rig
+from inferential.tracking.clients import MAX_SLOTS, Stream
+from inferential.types import Observation, Reason, Status
+from tests.unit.engine.rig import Replica, Request, Rig
 
 
 def test_drop_oldest():
@@ -111,3 +115,60 @@ def test_forget_after():
     rig.send(client="new")
     rig.settle()
     assert rig.engine.health()["m"]["clients"]["evicted"] == 1
+
+
+def test_a_newcomer_refused_for_another_models_sake_is_replaced_by_nobody():
+    rig = Rig(("a", "b"), queue__overflow="reject_newest", queue__max_requests=2)
+    blockers = [rig.block("a"), rig.block("b")]
+    for client in "xy":
+        rig.send("a", client=client, budget=4000.0)  # these fill the server's queues
+    assert rig.outcome(rig.send("b", client="robot", latest_only=True)).reason is Reason.QUEUE_FULL
+    rig.drain_order(blockers[0])
+    again = [rig.send("b", client="robot", latest_only=True, budget=4000.0) for _ in range(2)]
+    assert rig.outcome(again[0]).status is Status.SUPERSEDED
+    assert rig.drain_order(blockers[1]) == [again[1]]
+    assert rig.outcome(again[1]).status is Status.OK
+    assert rig.engine.pending == 0
+
+
+@pytest.mark.parametrize("path", ["local", "direct"])
+def test_payloads_go_with_their_answers(path):
+    """A client that sends no more keeps nothing of what it has sent."""
+    rig = Rig(replicas=[Replica("r", "m", 1, 8, path)])
+    payloads: list[weakref.ref[Payload]] = []
+    for client in range(50):
+        for _ in range(20):
+            payload = Payload()
+            payloads.append(weakref.ref(payload))
+            rig.next_id += 1
+            observation = Observation(f"c{client}", "test", "m", request_id=rig.next_id, latency_budget_ms=4000.0)
+            rig.engine.submit(Request(b"c%d" % client, observation, (payload,), 100, rig.now), rig.now)
+            del payload
+        calls = rig.settle()
+        while calls:
+            calls = rig.finish(calls.pop(), 1.0)
+        rig.engine.disconnect(b"c%d" % client, rig.now)
+        rig.settle()
+        rig.calls.clear()
+        rig.outcomes.clear()
+    gc.collect()
+    assert sum(payload() is not None for payload in payloads) <= 8  # of the last call
+
+
+class Payload:
+    """What can be referred to weakly."""
+
+
+def test_a_client_has_a_bounded_number_of_slots():
+    stream = Stream("c", 1, 1.0)
+    first, *_ = [stream.cadence_of(f"{i}") for i in range(MAX_SLOTS)]
+    assert stream.cadence_of("0") is first  # it counts as seen
+    second = stream.cadence_of("1")
+    for i in range(MAX_SLOTS - 2):
+        stream.cadence_of(f"new-{i}")
+    assert stream.cadence_of("0") is first
+    assert stream.cadence_of("1") is second
+    stream.cadence_of("one more")
+    stream.cadence_of("and one")
+    assert stream.cadence_of("new-0") is not None
+    assert len(stream._slots) == MAX_SLOTS

@@ -162,3 +162,84 @@ def test_a_staged_call_fails_with_its_replica():
     rig.engine.complete(staged.id, CallResult([BODY], 0.0), rig.now)
     rig.send()
     assert len(rig.settle()) == 1
+
+
+def of_two_models_with_clients_of_their_own(**settings):
+    """Two models with two replicas each, whose clients 1 and 2 keep to one; both run a call of each, that of client 1 ends first."""
+    replicas = [Replica(f"{m}{i}", m, 1, 1, "direct") for m in "ab" for i in (1, 2)]
+    settings = {"model.affinity": "client", "model.max_inflight": 4} | settings
+    rig = Rig(("z", "a", "b"), replicas=[Replica("z1", "z", 1, 1, "direct"), *replicas], **settings)
+    for m in "ab":
+        rig.fix(m, call_ms=20.0)
+        service = rig.engine._models[m].service
+        service.samples = 20
+        service.overhead_s = 0.002
+    for client in ("1", "2"):
+        for m in "ab":
+            rig.send(m, client=client, budget=4000.0)
+        assert sorted(call.replica.id for call in rig.settle()) == [f"a{client}", f"b{client}"]
+        rig.ms += 1.0
+    return rig
+
+
+def test_nothing_is_staged_where_only_clients_of_another_replica_wait():
+    rig = of_two_models_with_clients_of_their_own()
+    gone = [rig.send(m, client="1", budget=4000.0) for m in "ab"]
+    rig.settle()
+    for request in gone:
+        rig.engine.cancel(request.connection, request.observation.request_id, rig.now)
+    for m in "ab":
+        rig.send(m, client="2", budget=4000.0)
+    rig.settle()
+    rig.ms += 17.5  # the calls of client 1 are about to end
+    other = rig.send("z", budget=50.0)
+    assert [call.requests for call in rig.settle()] == [[other]]
+    assert not any(call.staged for call in rig.calls)
+
+
+def test_a_client_whose_request_is_refused_holds_up_no_other_replicas():
+    replicas = [Replica("r1", "m", 1, 1), Replica("r2", "m", 1, 1)]
+    settings = {"model.affinity": "client", "model.max_inflight": 2}
+    rig = Rig(replicas=replicas, scheduling__early_refusal="predictive", **settings)
+    rig.fix(call_ms=20.0)
+    for client in "xy":
+        rig.send(client=client, budget=1000.0)
+    for call in rig.settle():
+        rig.finish(call, 20.0)
+    refused, goes = rig.send(client="x", budget=15.0), rig.send(client="y", budget=200.0)
+    [call] = rig.settle()
+    assert call.requests == [goes]
+    assert rig.status(refused) is Status.REJECTED
+
+
+def test_refusal_looks_at_all_calls_that_share_the_slots():
+    replicas = [Replica("a", "a", 2, 1), Replica("b", "b", 8, 1)]
+    rig = Rig(
+        ("a", "b"),
+        replicas=replicas,
+        scheduling__early_refusal="predictive",
+        scheduling__max_concurrent_dispatch=2,
+    )
+    rig.fix("a", call_ms=500.0)
+    rig.fix("b", call_ms=5.0)
+    for model in "ab":
+        rig.send(model, client=model, budget=4000.0)
+    [_, quick] = rig.settle()
+    waits = rig.send("a", client="c", budget=600.0)  # b's call ends in 5 ms
+    hopeless = rig.send("a", client="d", budget=504.0)
+    assert rig.status(hopeless) is Status.REJECTED
+    assert rig.status(waits) is None
+    [call] = rig.finish(quick, 5.0, inference_ms=5.0)
+    assert call.requests == [waits]
+
+
+def test_nothing_is_left_of_replicas_that_come_and_go():
+    rig = Rig(replicas=[], **{"model.affinity": "client"})
+    for i in range(10):
+        rig.engine.replica_up(Replica(f"r{i}", "m", 1, 1), rig.now)
+        rig.send(client=f"c{i}", budget=4000.0)
+        [call] = rig.settle()
+        rig.finish(call, 1.0)
+        rig.engine.replica_down("m", f"r{i}", "gone", rig.now)
+        rig.settle()
+    assert not rig.engine._models["m"].orders
