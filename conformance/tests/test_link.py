@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import socket
 import time
 
@@ -30,6 +31,18 @@ def time_of_closing(connection: Connection) -> float:
     begin = time.monotonic()
     connection.close()
     return time.monotonic() - begin
+
+
+def test_an_address_of_ipv6(client: Client) -> None:
+    if not pathlib.Path("/proc/net/if_inet6").exists() or "lo" not in pathlib.Path("/proc/net/if_inet6").read_text():
+        pytest.skip("this machine has no IPv6 on loopback")
+    with StandIn(host="[::1]") as there:
+        connection = client.connect(there.address)
+        connection.wait_for_link("up")
+        model = connection.model("policy")
+        model.send({"x": f32(1)})
+        there.answer(there.receive())
+        assert model.ok().request_id == 1
 
 
 def test_no_server_ever(client: Client, nowhere: str) -> None:

@@ -550,6 +550,18 @@ def test_a_bad_reply_to_a_ping_ends_it_without_an_answer(connection: Connection,
     assert (counters["bad_replies"], counters["late_replies"]) == (1, 0)
 
 
+def test_a_reply_without_a_payload_frame_ends_its_request(
+    connection: Connection, model: Model, stand_in: StandIn
+) -> None:
+    got = exchange(model, stand_in, 1)[0]
+    reply = pb.ModelResponse(request_id=1, model_id="policy", protocol_version=2)
+    stand_in.send(got, reply.SerializeToString(), [])
+    ended = model.reply()
+    assert (ended.request_id, ended.status) == (1, MODEL_ERROR)
+    counters = connection.counters()
+    assert (counters["not_ok"], counters["bad_replies"]) == (1, 0)
+
+
 def test_a_message_that_is_none_is_counted(connection: Connection, model: Model, stand_in: StandIn) -> None:
     got = exchange(model, stand_in, 1)[0]
     stand_in.send(got, b"", [])

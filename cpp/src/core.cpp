@@ -186,9 +186,9 @@ Error Core::concurrent_use() {
 
 Error Core::closed_error() const {
   if (!setup_error_.empty()) return {ErrorCode::InvalidArgument, Status::NotSent, setup_error_};
-  return {ErrorCode::Closed, Status::NotSent,
-          inherited_ ? "the connection was made before a fork: each process makes its own"
-                     : "the connection is closed"};
+  return {
+      ErrorCode::Closed, Status::NotSent,
+      inherited_ ? "the connection was made before a fork: each process makes its own" : "the connection is closed"};
 }
 
 Error Core::nothing_outstanding() const {
@@ -351,10 +351,10 @@ Result<std::uint64_t> Core::send(Draft& draft) {
   if (draft.error.empty()) draft.error = check_draft(draft.fields);
   if (!draft.error.empty()) return Error{draft.error_code, std::nullopt, std::move(draft.error)};
 
-  std::uint64_t size = 0;
-  for (const auto& source : draft.sources) size += source.byte_length;
+  std::size_t size = 0;  // as in one frame
+  for (const auto& source : draft.sources) size = wire::aligned(size) + source.byte_length;
   const auto limit = static_cast<std::uint64_t>(options_.max_message_bytes);
-  const auto envelope_size = draft.fields.ByteSizeLong();  // before the tensors have a place: it says less by a few bytes
+  const auto envelope_size = draft.fields.ByteSizeLong();  // too little by a few bytes: the tensors have no place yet
   if (size > limit || envelope_size > limit) {
     const auto what = size > limit ? "the tensors have " + std::to_string(size)
                                    : "the metadata and all else but the tensors has " + std::to_string(envelope_size);

@@ -46,7 +46,8 @@ class Transport {
   /// At most linger_ms; the resolution of a name that is under way may take longer.
   void close() noexcept;
 
-  /// Whether this is the child of a fork of the process that made it: ZMQ's thread stayed behind, and no call would end.
+  /// Whether this is the child of a fork of the process that made it: ZMQ's thread stayed behind, and no call would
+  /// end.
   bool inherited() const noexcept;
 
  private:

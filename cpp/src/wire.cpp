@@ -13,12 +13,6 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "tensors travel little-
 namespace inferential::wire {
 namespace {
 
-constexpr std::size_t tensor_alignment = 8;
-
-constexpr std::size_t aligned(std::size_t offset) noexcept {
-  return (offset + tensor_alignment - 1) / tensor_alignment * tensor_alignment;
-}
-
 bool is_raw(const v1::Tensor& tensor) noexcept {
   return tensor.encoding() == v1::ENCODING_UNSPECIFIED || tensor.encoding() == v1::ENCODING_RAW;
 }

@@ -17,6 +17,12 @@ inline constexpr int max_tensors = 256;
 inline constexpr int max_dimensions = 32;
 inline constexpr std::uint32_t max_priority = 1000;
 inline constexpr int max_image_side = 16384;
+inline constexpr std::size_t tensor_alignment = 8;
+
+/// The next place in a frame where a tensor may begin.
+constexpr std::size_t aligned(std::size_t offset) noexcept {
+  return (offset + tensor_alignment - 1) / tensor_alignment * tensor_alignment;
+}
 
 using TensorFields = google::protobuf::RepeatedPtrField<v1::Tensor>;
 

@@ -244,10 +244,13 @@ TEST_F(Live, MessagesOverTheLimitStayHere) {
   const auto sent = model.observe().tensor("x", values).send();
   ASSERT_FALSE(sent);
   EXPECT_NE(sent.error().message.find("max_message_bytes"), std::string::npos);
+  const std::vector<std::uint8_t> part(499);
+  EXPECT_FALSE(model.observe().tensor("x", part).tensor("y", part).tensor("z", part.data(), 1, {1}).send());  // gaps
   const auto told = model.observe().metadata("words", std::string(1000, 'w')).send();
   ASSERT_FALSE(told);
   EXPECT_NE(told.error().message.find("metadata"), std::string::npos);
-  EXPECT_TRUE(model.observe().tensor("x", std::vector<std::uint8_t>(1000)).send());  // frames are limited, not their sum
+  EXPECT_TRUE(
+      model.observe().tensor("x", std::vector<std::uint8_t>(1000)).send());  // frames are limited, not their sum
   EXPECT_EQ(limited.link_state() == LinkState::Closed, false);
 }
 

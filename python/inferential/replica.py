@@ -589,10 +589,7 @@ class ReplicaLinks:
                 message = pb.ToReplica.FromString(header)
                 if message.calls:
                     self._take(server, message.calls, frames)
-                    kind = ""
-                else:
-                    kind = message.WhichOneof("kind")
-                if kind == "load":
+                elif (kind := message.WhichOneof("kind")) == "load":
                     server.waiting, server.replicas = message.load.waiting, message.load.replicas
                 elif kind == "cancel":
                     found = server.jobs.get(message.cancel.id)

@@ -123,7 +123,8 @@ class Model {
   /// For pipelines: every terminal reply with its status, in order of arrival. A timeout abandons nothing.
   [[nodiscard]] INFERENTIAL_API Result<Reply> next_reply(double timeout_ms = 100) noexcept;
 
-  /// get_result with the declared fallback: always an action, never later than the timeout.
+  /// get_result with the declared fallback: always an action, never later than the timeout. (One of Source::None where
+  /// another thread is in a call.)
   [[nodiscard]] INFERENTIAL_API Action act(double timeout_ms) noexcept;
   /// Replaces ModelOptions::fallback; false where another call is in progress.
   INFERENTIAL_API bool set_fallback(Fallback fallback) noexcept;
@@ -154,8 +155,8 @@ class Model {
   std::optional<std::uint32_t> index_;  // the inbox, from the first call on
 };
 
-/// A link to one server. Movable; closes when destroyed, in less than a second whatever the server does (but if its name is being
-/// resolved, in as long as that takes). In the child of a fork it is closed: each process makes its own.
+/// A link to one server. Movable; closes when destroyed, in less than a second whatever the server does, or when the
+/// server's name is looked up if that is under way. In the child of a fork it is closed: each process makes its own.
 class Connection {
  public:
   /// Neither blocks nor fails for want of a server. `tcp://` may be left out of the address, the port may not.
@@ -183,6 +184,7 @@ class Connection {
   /// A PING's reply: metadata `model:<id>` = `ready` | `not ready`, `server`, `protocol`.
   [[nodiscard]] INFERENTIAL_API Result<Reply> ping(double timeout_ms = 1000) noexcept;
 
+  /// ConcurrentUse while another thread is in a call.
   [[nodiscard]] INFERENTIAL_API Result<Counters> counters() noexcept;
 
   /// Ends what is outstanding LINK_LOST. Where another thread is in a call, that call ends first and then closes.

@@ -202,7 +202,7 @@ class DirectPath:
         calls, frames = peer.outbox, peer.outbox_frames
         peer.outbox, peer.outbox_frames = [], []
         # Protobuf reads messages one after the other as one message with all their repeated fields.
-        header = b"".join([header for _, header in calls]) if len(calls) > 1 else calls[0][1]
+        header = b"".join([header for _, header in calls])
         self._sent = True
         try:
             link.send(self._socket, header, frames, peer.routing_id)

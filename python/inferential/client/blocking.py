@@ -16,7 +16,6 @@ from inferential.client.options import Options
 from inferential.client.reply import PingResult, Reply, Sent
 from inferential.client.session import Inbox, LinkState, Stats
 from inferential.client.watchdog import Action, Fallback
-from inferential.errors import ConcurrentWaitError
 
 
 class Connection(BaseConnection):
@@ -112,8 +111,9 @@ class Connection(BaseConnection):
     @property
     def link_state(self) -> LinkState:
         """The link, as of now. Any thread may ask."""
-        with contextlib.suppress(ConcurrentWaitError), self._turn:  # a call that runs keeps it up to date itself
-            self._core.read()
+        with self._turn.glance() as mine:
+            if mine:  # else the call that runs keeps it up to date
+                self._core.read()
         return self._core.session.link
 
     def wait_until_up(self, timeout_ms: float | None = None) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from inferential import wire
@@ -26,17 +27,44 @@ _LOOK_EVERY_S = 0.0001  # news of the link takes longer to come; a send that fin
 
 
 class Turn:
-    """Lets one thread in at a time; a second one is told and does not wait."""
+    """Lets one thread in at a time; a second one is told and does not wait, but for the end of a glance."""
 
-    __slots__ = ("_core", "_lock")
+    __slots__ = ("_core", "_glancing", "_lock")
 
     def __init__(self, core: Core) -> None:
         self._lock = threading.Lock()
+        self._glancing = threading.RLock()  # a callback may ask for the state of the link
         self._core = core
+
+    @contextlib.contextmanager
+    def glance(self) -> Iterator[bool]:
+        """A call that waits for nothing, for threads that only watch; gives whether it has the turn.
+
+        A call that finds it in progress waits for its end: a robot must not lose an action because somebody looked.
+        """
+        self._core.check_process()
+        if not self._glancing.acquire(blocking=False):
+            yield False
+            return
+        try:
+            entered = self._lock.acquire(blocking=False)
+            try:
+                yield entered
+            finally:
+                if entered:
+                    self._lock.release()
+        finally:
+            self._glancing.release()
+
+    def _acquire(self) -> bool:
+        if self._lock.acquire(blocking=False):
+            return True
+        with self._glancing:  # if it was a glance, it is over now
+            return self._lock.acquire(blocking=False)
 
     def __enter__(self) -> None:
         self._core.check_process()
-        if not self._lock.acquire(blocking=False):
+        if not self._acquire():
             raise ConcurrentWaitError(
                 "another call on this connection is under way (another thread, or this one from within a callback); "
                 "use one connection per thread, or a lock of your own"
@@ -164,6 +192,11 @@ class Core:
             )
         except (TypeError, ValueError) as e:
             raise ObservationError(f"the observation cannot be encoded: {e}") from e
+        if len(envelope) > self.options.max_message_bytes:
+            raise ObservationError(
+                f"the metadata and all else but the tensors has {len(envelope)} bytes, more than max_message_bytes "
+                f"({self.options.max_message_bytes}): a server would drop the connection"
+            )
         sent = session.begin(inbox, d.slot, d.step_ms, timestamp_ns, time.monotonic())
         if sent.status is not None:
             return sent

@@ -289,9 +289,11 @@ class Session:
     def receive(self, frames: Sequence[Buffer], now: float) -> None:
         """One message of the server, from the empty frame on."""
         try:
-            if len(frames) < 3 or len(frames[0]):
+            if len(frames) < 2 or len(frames[0]):
                 raise WireError("frames", "a reply has an empty frame, an envelope and at least one payload frame")
             response = parse_response(frames[1], frames[2:])
+            if len(frames) < 3:
+                raise WireError("frames", "the reply has no payload frame", response.request_id)
         except WireError as e:
             self._receive_bad(e, now)
             return

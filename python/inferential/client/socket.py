@@ -101,6 +101,8 @@ class ClientSocket:
             (zmq.MAXMSGSIZE, options.max_message_bytes),
         ):
             dealer.set(option, value)
+        if "[" in options.server or options.server.count(":") > 2:
+            dealer.set(zmq.IPV6, 1)  # not always: it would look up the IPv6 addresses of names, too
         dealer.copy_threshold = _ZERO_COPY_BYTES
         self._monitor = dealer.get_monitor_socket(_UP | _DOWN | _REFUSED)
         self._poll_set = [(dealer, _POLLIN), (self._monitor, _POLLIN)]

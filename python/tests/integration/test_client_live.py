@@ -667,6 +667,8 @@ def test_wrong_arguments_use_no_request_id(run: Run, server: RawServer) -> None:
             await model.observe(state=np.array([None]))
         with pytest.raises(ObservationError, match="max_message_bytes"):
             await model.observe(state=np.zeros(2_000_000, np.uint8))
+        with pytest.raises(ObservationError, match="metadata"):
+            await model.observe(note="x" * 1_000_000)
         with pytest.raises(ObservationError):
             await model.observe(note="\ud800")
         assert (await model.observe(state=STATE)).request_id == 1
@@ -724,6 +726,39 @@ def test_two_threads_on_one_connection_are_told(server: RawServer) -> None:
         server.stop()  # ends the wait
         waiting.join(WAIT_S)
         assert not waiting.is_alive()
+
+
+def test_who_only_looks_costs_nobody_a_call(server: RawServer) -> None:
+    over = threading.Event()
+    looks = [0, 0]
+
+    def look(i: int) -> None:
+        while not over.is_set():
+            assert conn.link_state is LinkState.UP
+            assert conn.stats.sent == 1
+            looks[i] += 1
+
+    with Connection(server.address, "robot", connect_timeout_ms=LONG_MS) as conn:
+        model = conn.model("policy")
+        assert model.observe(x=STATE)
+        assert model.get_result(LONG_MS)
+        watching = [threading.Thread(target=look, args=(i,)) for i in range(2)]
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)  # so that threads are often interrupted in the midst
+        try:
+            for thread in watching:
+                thread.start()
+            deadline = time.monotonic() + WAIT_S
+            calls = 0
+            while calls < 2000 or min(looks) < 200:
+                assert model.get_result(0) is None  # raises where it is refused
+                calls += 1
+                assert time.monotonic() < deadline, (calls, looks)
+        finally:
+            sys.setswitchinterval(interval)
+            over.set()
+            for thread in watching:
+                thread.join(WAIT_S)
 
 
 def test_the_child_of_a_fork_leaves_the_loop_of_its_parent_alone(server: RawServer) -> None:

@@ -234,6 +234,13 @@ def test_a_reply_that_does_not_decode_ends_its_request(client: Client) -> None:
     assert (stats.not_ok, stats.bad_replies) == (1, 0)
 
 
+def test_a_reply_without_a_payload_frame_ends_its_request(client: Client) -> None:
+    client.observe()
+    client.session.receive(reply(1, tensors={})[:2], client.now)
+    assert "no payload frame" in client.expect(1, Status.MODEL_ERROR).error
+    assert (client.session.stats.not_ok, client.session.stats.bad_replies) == (1, 0)
+
+
 @pytest.mark.parametrize(
     "frames",
     [[], [b""], [b"", b""], [b"", b"\xff\xff", b""], [b"x", *reply(1)[1:]], broken(77)],
