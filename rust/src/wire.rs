@@ -202,7 +202,12 @@ pub fn decode_reply(frames: &[Bytes]) -> Result<Incoming, String> {
         return Err("the first frame is not empty".to_owned());
     }
     let message = proto::ModelResponse::decode(envelope.as_ref()).map_err(|error| format!("envelope: {error}"))?;
-    let tensors = decode_tensors(message.tensors, payloads);
+    // Even a reply without tensors has a payload frame.
+    let tensors = if payloads.is_empty() {
+        Err("the reply has no payload frame".to_owned())
+    } else {
+        decode_tensors(message.tensors, payloads)
+    };
     Ok(Incoming {
         request_id: message.request_id,
         model_id: message.model_id,

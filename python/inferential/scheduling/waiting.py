@@ -71,7 +71,7 @@ class WaitingRoom:
             error = f"an observation of {size} bytes is more than a queue may hold ({largest} bytes)"
             self._end(request, Status.REJECTED, Reason.TOO_LARGE, error)
             return
-        if model.latest_only or request.observation.latest_only:
+        if model.latest or model.latest_only or request.observation.latest_only:
             self._replace(model, request)
         queue, load = model.queue, self.load
         full = (
@@ -99,7 +99,7 @@ class WaitingRoom:
         return True
 
     def _replace(self, model: ModelState, request: Request) -> None:
-        """Newest observation wins: ends the queued one that this one replaces."""
+        """Newest observation wins: ends the queued one that this one replaces; and this one may be replaced, where it says so."""
         observation = request.observation
         if observation.is_v1:
             return
@@ -110,7 +110,8 @@ class WaitingRoom:
             self._end(older, Status.SUPERSEDED, error="a newer observation took its place")
             # It takes the older one's place, else a client that sends often enough would never be served.
             request.key = min(request.key, older.key)
-        model.latest[place] = request
+        if model.latest_only or observation.latest_only:
+            model.latest[place] = request
 
     def _overflow(self, model: ModelState, newest: Request, what: str) -> bool:
         """Frees a place in a model's queue; False: the newest was refused instead."""

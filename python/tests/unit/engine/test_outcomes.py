@@ -277,6 +277,16 @@ def test_newest_wins(per_model):
     assert went == [newer, other_slot]
 
 
+def test_it_is_the_older_one_that_says_whether_it_may_be_replaced():
+    rig = Rig()
+    blocker = rig.block()
+    stays, older = rig.send(), rig.send(latest_only=True)
+    newer, last = rig.send(), rig.send()
+    assert [rig.status(r) for r in (stays, older, newer, last)] == [None, Status.SUPERSEDED, None, None]
+    assert set(rig.drain_order(blocker)) == {stays, newer, last}
+
+
+
 def test_newest_wins_is_not_for_v1_clients():
     rig = Rig(model__latest_only=True)
     rig.block()
