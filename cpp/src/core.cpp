@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <utility>
 
 namespace inferential::detail {
 namespace {
@@ -139,10 +140,25 @@ bool Core::try_enter() noexcept {
 }
 
 void Core::leave() noexcept {
-  std::vector<LinkState> changes;
-  if (!link_changes_.empty()) changes.swap(link_changes_);
+  bool report = false;
+  if (std::exchange(link_changed_, false)) {
+    const std::lock_guard<std::mutex> lock(link_changes_mutex_);
+    report = !std::exchange(reporting_, true);
+  }
   busy_.store(false);
-  for (const auto state : changes) options_.on_link_change(state);
+  while (report) {
+    LinkState state;
+    {
+      const std::lock_guard<std::mutex> lock(link_changes_mutex_);
+      if (link_changes_.empty()) {
+        reporting_ = false;
+        break;
+      }
+      state = link_changes_.front();
+      link_changes_.erase(link_changes_.begin());
+    }
+    options_.on_link_change(state);
+  }
   // A close() that found this call in progress left the closing to it.
   if (close_requested_.load()) request_close();
 }
@@ -200,7 +216,10 @@ Error Core::nothing_outstanding() const {
 
 void Core::note_link(LinkState before) {
   last_link_state_.store(session_.link_state());
-  if (session_.link_state() != before && options_.on_link_change) link_changes_.push_back(session_.link_state());
+  if (session_.link_state() == before || !options_.on_link_change) return;
+  const std::lock_guard<std::mutex> lock(link_changes_mutex_);
+  link_changes_.push_back(session_.link_state());
+  link_changed_ = true;
 }
 
 void Core::notice(std::string_view text) noexcept {

@@ -129,7 +129,11 @@ class Core {
   bool waited_for_handshake_ = false;
   Time looked_at_{0};
   std::vector<std::unique_ptr<Draft>> drafts_;
-  std::vector<LinkState> link_changes_;  // not reported yet
+  bool link_changed_ = false;  // in this call
+  // Not reported yet. Whoever reports goes on until there is none, others leave theirs to it: so they come in order.
+  std::mutex link_changes_mutex_;
+  std::vector<LinkState> link_changes_;
+  bool reporting_ = false;
   std::vector<Transport::LinkEvent> link_events_;
 };
 

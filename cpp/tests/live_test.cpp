@@ -18,6 +18,7 @@
 #include <cmath>
 #include <future>
 #include <limits>
+#include <mutex>
 #include <thread>
 
 #include "router.hpp"
@@ -599,6 +600,33 @@ TEST(LiveLink, TheLinkCallbackMayUseTheConnection) {
   inside = &connection;
   ASSERT_TRUE(connection.wait_until_up(patience_ms));
   EXPECT_EQ(state, LinkState::Up);
+}
+
+TEST(LiveLink, StatesAreToldInOrderWhoeverNoticesThem) {
+  Router server;
+  std::promise<void> told_up, go_on;
+  std::mutex mutex;
+  std::vector<LinkState> told;
+  auto options = patient();
+  options.on_link_change = [&](LinkState state) {
+    if (state == LinkState::Up) {
+      told_up.set_value();
+      go_on.get_future().wait();
+    }
+    const std::lock_guard<std::mutex> lock(mutex);
+    told.push_back(state);
+  };
+  Connection connection(server.endpoint(), "agent-01", "", options);
+  auto up = std::async(std::launch::async, [&] { return connection.wait_until_up(patience_ms); });
+  told_up.get_future().wait();
+  server.stop();
+  for (const auto start = Clock::now(); connection.link_state() != LinkState::Down;) {
+    ASSERT_LT(since_ms(start), patience_ms);
+    std::this_thread::yield();
+  }
+  go_on.set_value();
+  EXPECT_TRUE(up.get());
+  EXPECT_EQ(told, (std::vector<LinkState>{LinkState::Up, LinkState::Down}));
 }
 
 TEST(LiveLink, FullSendQueueIsNotSentAtOnce) {
