@@ -274,7 +274,7 @@ class Driver:
         finally:
             self._flushing = False
             transport.check_readable()
-        self._schedule_wakeup()
+            self._schedule_wakeup()
         if transport.active_clients != self._clients:
             self._clients = transport.active_clients
             self._metrics.record("active_clients", float(self._clients))

@@ -15,6 +15,7 @@ are sent from their own memory. (Which it may write to all the same: docs/deploy
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import time
@@ -32,8 +33,8 @@ from inferential.types import Body, Buffer, Observation
 logger = logging.getLogger("inferential.model")
 
 _ASYNC_WHERE_SYNC = "the model handed out a coroutine from a sync method: declare the method with `async def`"
-# A model that exits has failed; it must not take its loop, its replica or the server along.
-_FAILURES = (Exception, SystemExit)
+# Whatever else a model raises is its failure: it must not take its loop, its replica or the server along.
+_PASSED_ON = (KeyboardInterrupt, GeneratorExit, asyncio.CancelledError)
 LOG_INTERVAL_S = 10.0  # a model that fails on every call must not fill the disk
 
 
@@ -200,7 +201,9 @@ class ModelCall:
             body = wire.encode_body(result, several_frames=item.observation.request_id != 0)
         except (WireError, MissingDependencyError) as e:
             body = ItemError(str(e))
-        except _FAILURES as e:
+        except _PASSED_ON:
+            raise
+        except BaseException as e:
             body = self._failed(e)
         return CallResult((body,), inference_s)
 
@@ -218,13 +221,15 @@ class ModelCall:
                 observations.append(wire.observation_arrays(item.observation, item.frames))
             except (WireError, MissingDependencyError) as e:
                 observations.append(ItemError(str(e)))
+            except Exception as e:  # a fault in this package; the others of the call have no part in it
+                observations.append(self._failed(e))
         return Prepared(items, observations, [item.context() for item in items] if self._wants_context else None)
 
     async def execute(self, prepared: Prepared) -> None:
         """Runs the model; what it returned, or an ItemError, is in `prepared.results` afterwards."""
         started = time.perf_counter()
         todo = [i for i, o in enumerate(prepared.observations) if type(o) is dict]
-        if self._infer_batch is not None and (len(todo) > 1 or self._infer is None):
+        if todo and self._infer_batch is not None and (len(todo) > 1 or self._infer is None):
             await self._run_batch(prepared, todo)
         else:
             for i in todo:
@@ -267,7 +272,9 @@ class ModelCall:
                 result = infer(prepared.observations[i])
             if type(result) is not dict and inspect.isawaitable(result):
                 result = await result
-        except _FAILURES as e:
+        except _PASSED_ON:
+            raise
+        except BaseException as e:
             result = self._failed(e)
         prepared.results[i] = self._failed(result) if isinstance(result, BaseException) else result
 
@@ -275,7 +282,8 @@ class ModelCall:
         """One call of infer_batch; where it fails, the items are tried by shape, then one by one, so only bad ones fail."""
         infer_batch = self._infer_batch
         assert infer_batch is not None
-        batch = [prepared.observations[i] for i in indices]
+        # Copies: where the call fails, those that the model has changed in it are not what the next one gets.
+        batch = [dict(prepared.observations[i]) for i in indices]
         failure: BaseException
         try:
             if self._batch_context:
@@ -285,10 +293,16 @@ class ModelCall:
                 results = infer_batch(batch)
             if inspect.isawaitable(results):
                 results = await results
+            if isinstance(results, (Mapping, str, bytes)):
+                raise ModelError(
+                    f"infer_batch returned a {type(results).__name__}; it must return a list with a result for each observation"
+                )
             results = list(results)
             if len(results) != len(batch):
                 raise ModelError(f"infer_batch returned {len(results)} results for {len(batch)} observations")
-        except _FAILURES as e:
+        except _PASSED_ON:
+            raise
+        except BaseException as e:
             failure = e
         else:
             for i, result in zip(indices, results, strict=True):

@@ -599,6 +599,7 @@ class ReplicaLinks:
                     self._prove(server, message.challenge)
                 elif kind == "welcome":
                     server.attached = True
+                    server.waiting, server.replicas = 0, 1  # what it takes for granted that a replica knows
                     server.credits = self._limit
                     server.refused = ""
                     self._divide()

@@ -230,10 +230,11 @@ class DirectPath:
         self._timer = self._loop.call_later(LOAD_INTERVAL_S, self._tell_load)
         replicas: dict[str, int] = {}
         for peer in self._replicas.values():
-            replicas[peer.hello.model] = replicas.get(peer.hello.model, 0) + 1
+            if not peer.draining:
+                replicas[peer.hello.model] = replicas.get(peer.hello.model, 0) + 1
         waiting = {model: self._events.waiting(model) for model in replicas}
         for peer in list(self._replicas.values()):
-            load = (waiting[peer.hello.model], replicas[peer.hello.model])
+            load = (0, 1) if peer.draining else (waiting[peer.hello.model], replicas[peer.hello.model])
             if load != peer.load:
                 peer.load = load
                 self._say(peer, pb.ToReplica(load=pb.Load(waiting=load[0], replicas=load[1])))
@@ -415,15 +416,18 @@ class DirectPath:
         self._events.replica_up(Replica(h.replica, h.model, h.credits, max(h.max_batch_size, 1), "direct"))
 
     def _monitor_readable(self) -> None:
+        # All of them first: results that arrived before the end still count, but to read them may lead here again.
+        gone: list[_Peer] = []
         with contextlib.suppress(zmq.Again):
             while True:
                 event = zmq.utils.monitor.parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
-                peer = self._by_fd.get(event["value"])
+                peer = self._by_fd.pop(event["value"], None)
                 if peer is not None:
-                    # Results that arrived before the end still count.
-                    while link.readable(self._socket):
-                        self._readable()
-                    self._gone(peer, "its process or the link to it is gone")
+                    gone.append(peer)
+        for peer in gone:
+            while link.readable(self._socket):
+                self._readable()
+            self._gone(peer, "its process or the link to it is gone")
 
     def _gone(self, peer: _Peer, reason: str) -> None:
         hello = peer.hello

@@ -44,7 +44,7 @@ def local(model: Any, *, inline: Any = False, max_batch_size: Any = None, concur
         model: a callable, or an object as inferential.model_call describes it.
         inline: run it on the server's event loop: the quickest way for a callable of well under a millisecond; everything else
             waits while it runs. Otherwise it has threads of its own, and an async model a loop on a thread of its own.
-        max_batch_size: of its infer_batch; 32 where not given.
+        max_batch_size: of its infer_batch; where not given the model's attribute of that name, or 32.
         concurrency: calls that may run at the same time: threads of a sync model (1 where not given), tasks of an async one (16).
             The setting `max_inflight` of the model bounds them too.
 
@@ -65,7 +65,7 @@ def _count(name: str, value: Any) -> int | None:
 class _Runner(Protocol):
     """Where the calls of one model run. `dispatch` reports every call exactly once, unless it was abandoned before it ran."""
 
-    def warm_up(self, done: Callable[[Exception | None], None]) -> None: ...
+    def warm_up(self, done: Callable[[BaseException | None], None]) -> None: ...
     def dispatch(self, call: Call) -> None: ...
     def abandon(self, call: Call) -> None: ...
     async def stop(self, timeout_s: float) -> None: ...
@@ -82,14 +82,16 @@ class _Inline:
         self._model = model
         self._events = events
 
-    def warm_up(self, done: Callable[[Exception | None], None]) -> None:
+    def warm_up(self, done: Callable[[BaseException | None], None]) -> None:
         coroutine = self._model.warm_up()
         try:
             coroutine.send(None)
         except StopIteration:
             done(None)
-        except Exception as e:
+        except BaseException as e:
             done(e)
+            if isinstance(e, KeyboardInterrupt):
+                raise
         else:
             coroutine.close()
             done(ConfigError(f"model {self._model.name!r}: warm_up is async, infer is not; make both async or neither"))
@@ -97,9 +99,11 @@ class _Inline:
     def dispatch(self, call: Call) -> None:
         try:
             result = self._model.run(_items(call))
-        except Exception as e:  # a fault in this package, not in the model
+        except BaseException as e:  # a fault in this package, not in the model
             logger.exception("call %d of model %r failed", call.id, call.model)
             self._events.failed(call.id, _fault(e))
+            if isinstance(e, KeyboardInterrupt):
+                raise
         else:
             self._events.completed(call.id, result)
 
@@ -147,11 +151,13 @@ class _Tasks:
         else:
             _call_soon(self._server_loop, function, *args)
 
-    def warm_up(self, done: Callable[[Exception | None], None]) -> None:
+    def warm_up(self, done: Callable[[BaseException | None], None]) -> None:
         async def run() -> None:
             try:
                 await self._model.warm_up()
-            except Exception as e:
+            except asyncio.CancelledError:
+                raise
+            except BaseException as e:
                 self._report(done, e)
             else:
                 self._report(done, None)
@@ -162,7 +168,9 @@ class _Tasks:
         async def run() -> None:
             try:
                 result = await self._model.run_async(_items(call))
-            except Exception as e:
+            except asyncio.CancelledError:
+                raise
+            except BaseException as e:
                 logger.exception("call %d of model %r failed", call.id, call.model)
                 self._report(self._events.failed, call.id, _fault(e))
             else:
@@ -234,11 +242,11 @@ class _Threads:
             else:
                 _call_soon(self._loop, self._events.completed, job.id, result)
 
-    def warm_up(self, done: Callable[[Exception | None], None]) -> None:
+    def warm_up(self, done: Callable[[BaseException | None], None]) -> None:
         def run() -> None:
             try:
                 asyncio.run(self._model.warm_up())
-            except Exception as e:
+            except BaseException as e:
                 _call_soon(self._loop, done, e)
             else:
                 _call_soon(self._loop, done, None)
@@ -298,7 +306,10 @@ class LocalBackend:
             else:
                 runner = _Threads(model, events, loop, concurrency)
             self._runners[name] = runner
-            batch = (declared.max_batch_size or DEFAULT_MAX_BATCH_SIZE) if model.batched else 1
+            batch = 1
+            if model.batched:
+                own = _count("max_batch_size", getattr(declared.model, "max_batch_size", None))
+                batch = declared.max_batch_size or own or DEFAULT_MAX_BATCH_SIZE
             replica = Replica(f"{name}/local", name, concurrency, batch, "local")
             warm.append(loop.create_future())
             runner.warm_up(_warmed_up(events, replica, warm[-1]))
@@ -322,8 +333,8 @@ class LocalBackend:
 
 def _warmed_up(
     events: BackendEvents, replica: Replica, ended: asyncio.Future[None]
-) -> Callable[[Exception | None], None]:
-    def done(error: Exception | None) -> None:
+) -> Callable[[BaseException | None], None]:
+    def done(error: BaseException | None) -> None:
         if not ended.done():
             ended.set_result(None)
         if error is None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import io
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -59,6 +61,15 @@ def test_broken_data_is_an_error_that_names_the_tensor(encode: Callable[[Any], E
     cut = EncodedImage(image.data[:-400], image.shape, image.encoding)
     with pytest.raises(WireError, match=r"tensor .cam.*broken"):
         decoded(cut)
+
+
+def test_a_chunk_that_the_codec_stumbles_over_is_broken_data() -> None:
+    """An empty colour profile after the pixels: pillow raises IndexError."""
+    image = images.encode_png(rng.integers(0, 256, (20, 30, 3), np.uint8))
+    end = image.data.rindex(b"IEND") - 4
+    empty = b"\0\0\0\0iCCP" + zlib.crc32(b"iCCP").to_bytes(4, "big")
+    with contextlib.suppress(WireError):  # a version that does not stumble is welcome
+        decoded(EncodedImage(image.data[:end] + empty + image.data[end:], image.shape, image.encoding))
 
 
 @pytest.mark.parametrize(

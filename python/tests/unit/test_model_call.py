@@ -217,6 +217,50 @@ def test_a_model_that_exits_has_failed(model: Any) -> None:
     assert run(model, item(), item()) == ["SystemExit: no weights"] * 2
 
 
+class Panic(BaseException):
+    """As extensions in other languages raise it where they are broken."""
+
+
+def panics(*_: Any) -> Any:
+    raise Panic("at the disco")
+
+
+@pytest.mark.parametrize("method", ["infer", "infer_batch"])
+def test_nothing_that_a_model_raises_gets_past_it(method: str) -> None:
+    async def panics_async(*_: Any) -> Any:
+        panics()
+
+    for function in (panics, panics_async):
+        model = type("Model", (), {method: function})()
+        assert run(model, item()) == ["Panic: at the disco"]
+        assert run(model, item(), item()) == ["Panic: at the disco"] * 2
+
+
+def test_what_a_batch_has_changed_is_not_what_is_tried_again() -> None:
+    class Model:
+        def infer(self, obs: dict[str, Any]) -> Any:
+            if obs["x"] < 0:
+                raise ValueError("negative")
+            return obs["x"]
+
+        def infer_batch(self, batch: list[Any]) -> Any:
+            for obs in batch:
+                obs["x"] = obs.pop("x") * 2
+            if min(obs["x"] for obs in batch) < 0:
+                raise ValueError("one of them is negative")
+            return [obs["x"] for obs in batch]
+
+    assert run(Model(), item(1.0), item(2.0)) == [{"actions": 2.0}, {"actions": 4.0}]
+    assert run(Model(), item(1.0), item(-1.0)) == [{"actions": 1.0}, "ValueError: negative"]
+
+
+@pytest.mark.parametrize("result", [{"actions": np.zeros((1, 7))}, {"a": 1, "b": 2}, "a", "ab", b"a"], ids=str)
+def test_a_batch_of_results_is_no_mapping_and_no_text(result: Any) -> None:
+    model = type("Model", (), {"infer_batch": lambda self, batch: result})()
+    for found in run(model, *[item()] * len(result)):
+        assert f"infer_batch returned a {type(result).__name__}" in found
+
+
 def test_an_error_is_text_that_a_reply_can_carry() -> None:
     class UnspeakableError(Exception):
         def __str__(self) -> str:
@@ -272,6 +316,8 @@ def test_a_broken_image_fails_alone() -> None:
     found = run(Model(), item(good), item(bad))
     assert found[0] == {"actions": 16}
     assert "tensor 'x'" in found[1]
+    (found_alone,) = run(Model(), item(bad))  # nor is a model called for nothing
+    assert "tensor 'x'" in found_alone
 
 
 def test_sync_code_that_hands_out_a_coroutine_is_told_what_to_do() -> None:

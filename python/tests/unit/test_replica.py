@@ -669,3 +669,80 @@ def test_the_last_replica_stays_until_another_attaches(store: Store, monkeypatch
             await leaving
 
     asyncio.run(main())
+
+
+def test_a_load_told_before_the_link_broke_is_forgotten(store: Store) -> None:
+    async def main() -> None:
+        async with server(store) as driver, replica(Where()) as links:
+            await driver.replica("m")
+            driver.load["m"] = 100
+            await driver.until(lambda: links.ongoing() == 100.0)
+            driver.load["m"] = 0
+            path: Any = driver.backend
+            peer = path._replicas["r"]
+            path._gone(peer, "its heartbeats failed")
+            path._say(peer, link.pb.ToReplica(refused=link.pb.Refused(reason="not attached: say hello first")))
+            await driver.replica("m")
+            await driver.until(lambda: links.ongoing() == 0.0)
+
+    asyncio.run(main())
+
+
+def test_what_waits_is_divided_between_replicas_that_take_calls(store: Store) -> None:
+    async def main() -> None:
+        async with server(store) as driver, replica(Where(), "stays") as stays, replica(Where(), "goes") as goes:
+            replicas = {r.id: r for r in await driver.replica("m", count=2)}
+            driver.load["m"] = 10
+            await driver.until(lambda: stays.ongoing() == 5.0)
+            driver.start_call(replicas["goes"], [driver.request("m", s=2.0)])  # which keeps it for a while
+            await driver.until(lambda: (goes.ongoing() or 0.0) >= 6.0)
+            leaving = asyncio.create_task(goes.drain(60.0))
+            await driver.until(lambda: stays.ongoing() == 10.0)
+            driver.load["m"] = 0
+            await leaving
+
+    asyncio.run(main())
+
+
+def test_hundreds_of_links_that_are_made_anew_while_the_server_is_busy(store: Store) -> None:
+    count = 300
+
+    async def main() -> None:
+        async with server(store) as driver:
+            path: Any = driver.backend
+            errors: list[Any] = []
+            asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+            (data,) = store.data.values()
+            endpoint = link.Endpoint.from_json(data)
+
+            def hello(i: int) -> Any:
+                socket = context.socket(zmq.DEALER)
+                socket.linger = 0
+                socket.connect(endpoint.local)
+                said = link.pb.Hello(version=link.VERSION, replica=f"r{i}", model="m", credits=1, nonce=link.nonce())
+                socket.send(link.pb.ToServer(hello=said).SerializeToString())
+                return socket
+
+            with zmq.Context() as context:
+                context.max_sockets = 4 * count
+                before = [hello(i) for i in range(count)]
+                await driver.until(lambda: len(path._peers) == count)
+                for socket in before:
+                    socket.close()
+                after = [hello(i) for i in range(count)]
+                time.sleep(1.0)  # the server's loop is held up: all that comes waits for it
+                waiting = set(after)
+
+                def challenged() -> bool:
+                    waiting.difference_update([s for s in waiting if s.poll(0)])
+                    return not waiting
+
+                try:
+                    await driver.until(challenged)
+                    await driver.until(lambda: len(path._peers) == count)
+                finally:
+                    for socket in after:
+                        socket.close()
+            assert not errors
+
+    asyncio.run(main())

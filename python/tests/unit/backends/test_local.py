@@ -34,6 +34,25 @@ def test_what_is_no_count_is_named(name: str, value: Any) -> None:
     assert f"{name} is {value!r}, must be a whole number, 1 or more" in str(e.value)
 
 
+def test_a_batch_is_as_large_as_the_model_says() -> None:
+    class Model:
+        max_batch_size = 3
+
+        def infer_batch(self, batch: list[Any]) -> list[Any]:
+            return batch
+
+    async def size_of(model: Any) -> int:
+        up: list[Any] = []
+        backend = LocalBackend({"m": model})
+        await backend.start(SimpleNamespace(replica_up=up.append))  # type: ignore[arg-type]
+        await backend.stop(5.0)
+        return int(up[0].max_batch_size)
+
+    assert asyncio.run(size_of(Model())) == 3
+    assert asyncio.run(size_of(local(Model(), max_batch_size=2))) == 2
+    assert asyncio.run(size_of(len)) == 1
+
+
 @pytest.mark.parametrize(("inline", "on_loop"), [(1, True), (np.bool_(True), True), (None, False)])
 def test_a_backend_takes_anything_for_inline(inline: Any, on_loop: bool) -> None:
     ran: list[str] = []

@@ -286,7 +286,6 @@ def test_it_is_the_older_one_that_says_whether_it_may_be_replaced():
     assert set(rig.drain_order(blocker)) == {stays, newer, last}
 
 
-
 def test_newest_wins_is_not_for_v1_clients():
     rig = Rig(model__latest_only=True)
     rig.block()
