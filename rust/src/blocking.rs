@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::endpoint::{after, Arrived, Descriptors, Endpoint, Look, Wake};
+use crate::endpoint::{after, Arrived, Attempt, Descriptors, Endpoint, Look, Wake};
 use crate::error::Error;
 use crate::observation::{Fields, Observation, Sent};
 use crate::options::{ConnectionOptions, ModelOptions};
@@ -130,7 +130,8 @@ impl Shared {
 ///
 /// # Thread safety
 /// `Send` and `Sync`. Any thread may use it at any time; calls that wait do so without holding anything that others need. There is no
-/// background thread: what arrives is noticed when some call uses the connection.
+/// background thread: what arrives is noticed when some call uses the connection. In the child of a fork it is closed: each process
+/// makes its own.
 #[derive(Clone)]
 pub struct Connection {
     shared: Arc<Shared>,
@@ -191,7 +192,8 @@ impl Connection {
         self.shared.endpoint.link_state()
     }
 
-    /// Calls `callback` with each new state of the link, from whichever call notices it. Takes the place of an earlier callback.
+    /// Calls `callback` with each new state of the link, from whichever call notices it, one at a time and in order. Takes the place of
+    /// an earlier callback.
     pub fn on_link_change(&self, callback: impl Fn(LinkState) + Send + Sync + 'static) {
         self.shared.endpoint.on_link_change(callback);
     }
@@ -214,8 +216,9 @@ impl Connection {
     pub fn ping(&self, timeout_ms: u64) -> Result<Option<Pong>, Error> {
         let deadline = after(timeout_ms);
         let endpoint = &self.shared.endpoint;
-        if endpoint.with(|inner, _, _| inner.session.should_wait_for_link()) {
-            self.shared.wait_for_link(deadline.min(Instant::now() + endpoint.connect_timeout()));
+        if let Some(until) = endpoint.handshake_deadline() {
+            self.shared.wait_for_link(deadline.min(until));
+            endpoint.handshake_waited();
         }
         let Some(request_id) = endpoint.ping()? else { return Ok(None) };
         let look = |session: &mut Session| session.take_pong(request_id).into_finished();
@@ -384,15 +387,16 @@ impl Drop for Waiting<'_> {
 
 impl Observation<'_, Model> {
     /// Sends it. Never waits, but for the first send on a connection that has never been up, which waits up to `connect_timeout_ms` for
-    /// the server. The result may be ignored: `get_result` then returns none at once.
+    /// the server, and what other threads send meanwhile. The result may be ignored: `get_result` then returns none at once.
     pub fn send(self) -> Sent {
         let shared = &self.model.shared;
         let key = self.model.key;
         loop {
-            if let Some(sent) = shared.endpoint.send(key, &self.fields).transpose() {
-                return Sent(sent);
+            match shared.endpoint.send(key, &self.fields) {
+                Ok(Attempt::Sent(request_id)) => return Sent(Ok(request_id)),
+                Ok(Attempt::WaitUntil(until)) => shared.wait_for_link(until),
+                Err(error) => return Sent(Err(error)),
             }
-            shared.wait_for_link(Instant::now() + shared.endpoint.connect_timeout());
         }
     }
 }

@@ -120,6 +120,9 @@ impl Transport {
         socket.set(IntOption::ReconnectIvlMax, int(options.reconnect_max_ms))?;
         socket.set(IntOption::ConnectTimeout, CONNECT_ATTEMPT_MS)?;
         socket.set(IntOption::Linger, int(options.linger_ms))?;
+        if endpoint.contains('[') {
+            socket.set(IntOption::Ipv6, 1)?; // without it libzmq takes such an address and never connects
+        }
         socket.set_max_message_bytes(i64::try_from(options.max_message_bytes).unwrap_or(i64::MAX))?;
         let monitor = socket.monitor(&context)?;
         socket.connect(endpoint)?;
@@ -230,6 +233,10 @@ pub(crate) struct Inner<W> {
     pub(crate) wake: W,
     /// None once closed, or where it never could be opened.
     transport: Option<Transport>,
+    /// States of the link that the callback has not been told of.
+    untold: VecDeque<LinkState>,
+    /// Whether some call is telling it: states are told one at a time and in order, whoever notices them.
+    telling: bool,
 }
 
 impl<W: Wake> Inner<W> {
@@ -238,6 +245,14 @@ impl<W: Wake> Inner<W> {
         let mut news = false;
         let mut more = false;
         let mut looked = true;
+        if self.transport.as_ref().is_some_and(|transport| transport.socket.inherited()) {
+            tracing::error!(
+                "this connection was made before a fork, by the parent process; each process makes its own"
+            );
+            // Nobody is woken: whoever waits does so in the parent.
+            self.transport = None;
+            self.session.close(now);
+        }
         if let Some(transport) = &mut self.transport {
             // Replies of a v1 server carry no id: one that is left would be taken for the answer to the next request.
             let tells_ids = self.session.tells_ids();
@@ -274,6 +289,14 @@ impl<W: Wake> Inner<W> {
     }
 }
 
+/// What became of an attempt to send.
+pub(crate) enum Attempt {
+    /// It has this request id.
+    Sent(u64),
+    /// The caller should wait for the handshake until then, and try again.
+    WaitUntil(Instant),
+}
+
 type LinkCallback = Arc<dyn Fn(LinkState) + Send + Sync>;
 
 /// One connection.
@@ -305,7 +328,7 @@ impl<W: Wake> Endpoint<W> {
             let io = |reason: io::Error| Error::Io { operation: "opening the connection", reason: reason.to_string() };
             Transport::open(&options, &endpoint).map_err(io)
         });
-        let mut inner = Inner { session, wake, transport: None };
+        let mut inner = Inner { session, wake, transport: None, untold: VecDeque::new(), telling: false };
         let (descriptors, failure) = match opened {
             Ok(transport) => {
                 let descriptors = Arc::clone(&transport.descriptors);
@@ -327,10 +350,6 @@ impl<W: Wake> Endpoint<W> {
         self.failure.as_ref()
     }
 
-    pub(crate) fn connect_timeout(&self) -> Duration {
-        self.connect_timeout
-    }
-
     /// Reads what has arrived, then runs `work` under the lock. The flag says whether there may be more to read.
     pub(crate) fn with<R>(&self, work: impl FnOnce(&mut Inner<W>, Instant, bool) -> R) -> R {
         self.with_look(Look::Now, work)
@@ -338,21 +357,46 @@ impl<W: Wake> Endpoint<W> {
 
     /// As `with`, and finds out what has arrived in another way.
     pub(crate) fn with_look<R>(&self, look: Look, work: impl FnOnce(&mut Inner<W>, Instant, bool) -> R) -> R {
-        let (result, changes) = {
+        let mut inner = lock(&self.inner);
+        let now = Instant::now();
+        let more = inner.read(now, look);
+        let result = work(&mut inner, now, more);
+        let changes = inner.session.take_link_changes();
+        inner.untold.extend(changes);
+        let tells = !inner.untold.is_empty() && !std::mem::replace(&mut inner.telling, true);
+        drop(inner);
+        if tells {
+            self.tell();
+        }
+        result
+    }
+
+    /// Tells the callback of all states that it has not been told of, in order. By one call at a time: what others notice meanwhile,
+    /// the callback itself among them, is told by this one.
+    fn tell(&self) {
+        /// Whatever the callback does, the next call may tell what is left.
+        struct Telling<'a, W>(&'a Mutex<Inner<W>>);
+        impl<W> Drop for Telling<'_, W> {
+            fn drop(&mut self) {
+                lock(self.0).telling = false;
+            }
+        }
+        let telling = Telling(&self.inner);
+        loop {
             let mut inner = lock(&self.inner);
-            let now = Instant::now();
-            let more = inner.read(now, look);
-            let result = work(&mut inner, now, more);
-            (result, inner.session.take_link_changes())
-        };
-        if !changes.is_empty() {
+            let Some(state) = inner.untold.pop_front() else {
+                // Under the same lock, so that nobody leaves a state to this call that is over.
+                inner.telling = false;
+                std::mem::forget(telling);
+                return;
+            };
+            drop(inner);
             // Called without locks, so that it may use the connection.
             let callback = lock(&self.link_callback).clone();
             if let Some(callback) = callback {
-                changes.into_iter().for_each(|state| callback(state));
+                callback(state);
             }
         }
-        result
     }
 
     /// Runs `work` under the lock without reading first.
@@ -372,18 +416,18 @@ impl<W: Wake> Endpoint<W> {
         self.peek(|inner| inner.session.model(id))
     }
 
-    /// Sends an observation; its request id. None where the caller should wait for the handshake first, and then call again.
-    pub(crate) fn send(&self, key: ModelKey, fields: &Fields<'_>) -> Result<Option<u64>, Error> {
+    /// Sends an observation, or says that the handshake comes first.
+    pub(crate) fn send(&self, key: ModelKey, fields: &Fields<'_>) -> Result<Attempt, Error> {
         self.with_look(Look::Lately(None), |inner, now, _| {
             inner.session.check(key, fields)?;
-            if inner.session.should_wait_for_link() {
-                return Ok(None);
+            if let Some(until) = inner.session.handshake_deadline(now, self.connect_timeout) {
+                return Ok(Attempt::WaitUntil(until));
             }
             let (request_id, encoded) = match inner.session.observe(now, wall_clock_ns(), key, fields)? {
-                Step::Answered(request_id) => return Ok(Some(request_id)),
+                Step::Answered(request_id) => return Ok(Attempt::Sent(request_id)),
                 Step::Send(request_id, encoded) => (request_id, encoded),
             };
-            let Err(error) = inner.send(&encoded) else { return Ok(Some(request_id)) };
+            let Err(error) = inner.send(&encoded) else { return Ok(Attempt::Sent(request_id)) };
             inner.session.not_sent(key, request_id);
             if error.kind() != io::ErrorKind::WouldBlock {
                 return Err(Error::Io { operation: "sending an observation", reason: error.to_string() });
@@ -395,6 +439,16 @@ impl<W: Wake> Endpoint<W> {
             Err(Error::NotSent { request_id, reason })
         })
         .map_err(|error| self.explain(error))
+    }
+
+    /// Until when a ping should wait for the handshake, as [`send`](Endpoint::send) does.
+    pub(crate) fn handshake_deadline(&self) -> Option<Instant> {
+        self.with(|inner, now, _| inner.session.handshake_deadline(now, self.connect_timeout))
+    }
+
+    /// A wait for the handshake, though perhaps a shorter one, has run out.
+    pub(crate) fn handshake_waited(&self) {
+        self.peek(|inner| inner.session.handshake_waited(Instant::now()));
     }
 
     pub(crate) fn cancel(&self, key: ModelKey, request_id: u64) -> bool {

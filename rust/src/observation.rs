@@ -7,6 +7,7 @@ use bytes::Bytes;
 use crate::error::Error;
 use crate::options::ModelOptions;
 use crate::tensor::{self, DType, Element, Encoding, Tensor};
+use crate::wire;
 
 const MAX_NAME_BYTES: usize = 256;
 const MAX_TENSORS: usize = 256;
@@ -158,7 +159,11 @@ impl Fields<'_> {
             }
             let bytes = part.data.as_slice();
             tensor::check(part.dtype, &part.shape, part.encoding, bytes).or_else(problem)?;
-            total = total.saturating_add(bytes.len() as u64);
+            // Each begins at a multiple of 8 in its frame.
+            total = total
+                .checked_next_multiple_of(wire::ALIGNMENT as u64)
+                .and_then(|offset| offset.checked_add(bytes.len() as u64))
+                .unwrap_or(u64::MAX);
         }
         if total > max_message_bytes {
             return Err(field("tensors")(format!("are {total} bytes; max_message_bytes is {max_message_bytes}")));

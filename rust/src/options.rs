@@ -74,7 +74,7 @@ impl ConnectionOptions {
     }
 
     setters! {
-        /// How long the first send may wait for a server that was never reached (default 1000).
+        /// How long the first send, and others meanwhile, may wait for a server that was never reached (default 1000).
         connect_timeout_ms: u64;
         /// A request without a reply ends TIMED_OUT after this (default 30000).
         request_timeout_ms: u64;
@@ -88,7 +88,7 @@ impl ConnectionOptions {
         send_queue: u32;
         /// Replies that may wait to be read, from 1 (default 1000); past that the server has to wait.
         receive_queue: u32;
-        /// How long closing may take to hand over what was sent, up to 500 (default 200).
+        /// How long closing may take to hand over what was sent, up to 10,000 (default 200).
         linger_ms: u32;
         /// Largest message in either direction, in bytes (default 256 MiB).
         max_message_bytes: u64;
@@ -111,7 +111,7 @@ impl ConnectionOptions {
             ("reconnect_max_ms", self.reconnect_max_ms, 1, 500),
             ("send_queue", self.send_queue, 1, i32::MAX as u32),
             ("receive_queue", self.receive_queue, 1, i32::MAX as u32),
-            ("linger_ms", self.linger_ms, 0, 500),
+            ("linger_ms", self.linger_ms, 0, 10_000),
         ];
         for (name, value, least, most) in ranges {
             if !(least..=most).contains(&value) {
@@ -128,7 +128,8 @@ impl ConnectionOptions {
     }
 
     pub(crate) fn connect_timeout(&self) -> Duration {
-        Duration::from_millis(self.connect_timeout_ms)
+        // What a clock can hold, and longer than anybody waits.
+        Duration::from_millis(self.connect_timeout_ms.min(u64::from(u32::MAX)))
     }
 }
 
@@ -212,6 +213,7 @@ mod tests {
     fn every_setting_has_its_range() {
         let options = || ConnectionOptions::new("localhost:5555", "a", "");
         assert!(options().check().is_ok());
+        assert!(options().linger_ms(0).check().is_ok() && options().linger_ms(10_000).check().is_ok());
         let wrong = [
             ("client_id", ConnectionOptions::new("localhost:5555", "", "")),
             ("client_id", ConnectionOptions::new("localhost:5555", "x".repeat(257), "")),
@@ -223,7 +225,7 @@ mod tests {
             ("reconnect_max_ms", options().reconnect_max_ms(501)),
             ("send_queue", options().send_queue(0)),
             ("receive_queue", options().receive_queue(0)),
-            ("linger_ms", options().linger_ms(501)),
+            ("linger_ms", options().linger_ms(10_001)),
             ("max_message_bytes", options().max_message_bytes(0)),
             ("request_timeout_ms", options().request_timeout_ms(0)),
         ];

@@ -129,8 +129,8 @@ pub struct Session {
     encoder: Encoder,
     link: LinkState,
     link_changes: Vec<LinkState>,
-    /// Whether a send has waited for the handshake, or need not any more.
-    first_send_done: bool,
+    /// Until when sends wait for the handshake, since the first one.
+    first_send_until: Option<Instant>,
     server: Server,
     v1_logged: bool,
     last_request_id: u64,
@@ -147,7 +147,7 @@ impl Session {
             options,
             link: LinkState::Connecting,
             link_changes: Vec::new(),
-            first_send_done: false,
+            first_send_until: None,
             server: Server::Unknown,
             v1_logged: false,
             last_request_id: 0,
@@ -214,7 +214,6 @@ impl Session {
             if self.link == LinkState::Down {
                 self.counters.reconnects += 1;
             }
-            self.first_send_done = true;
             self.set_link(LinkState::Up);
         }
     }
@@ -255,9 +254,19 @@ impl Session {
         }
     }
 
-    /// Whether a send should first wait, up to the connect timeout, for the handshake. True at most once.
-    pub fn should_wait_for_link(&mut self) -> bool {
-        !std::mem::replace(&mut self.first_send_done, true) && self.link == LinkState::Connecting
+    /// Until when a send should first wait for the handshake; none where it should not. The first send's time is that of all that are
+    /// sent meanwhile, and what is left of it where the first one was given up.
+    pub fn handshake_deadline(&mut self, now: Instant, connect_timeout: Duration) -> Option<Instant> {
+        if self.link != LinkState::Connecting {
+            return None;
+        }
+        let until = *self.first_send_until.get_or_insert_with(|| now + connect_timeout);
+        (now < until).then_some(until)
+    }
+
+    /// A wait for the handshake has run out: no send waits from here on.
+    pub fn handshake_waited(&mut self, now: Instant) {
+        self.first_send_until = Some(now);
     }
 
     // ---- sending (6.2)
@@ -271,7 +280,20 @@ impl Session {
             return Err(Error::Closed);
         }
         let model = self.models.get(key.0).ok_or(Error::Closed)?;
-        fields.check(&model.id, self.options.max_message_bytes)
+        let most = self.options.max_message_bytes;
+        fields.check(&model.id, most)?;
+        let (request_id, several_frames) = (self.last_request_id + 1, self.tells_ids());
+        match self.encoder.measure_above(most, request_id, &model.id, fields, several_frames) {
+            None => Ok(()),
+            // A server would drop the connection.
+            Some(size) => Err(Error::InvalidObservation {
+                model: model.id.clone(),
+                field: "metadata".to_owned(),
+                reason: format!(
+                    "the metadata and all else but the tensors has {size} bytes; max_message_bytes is {most}"
+                ),
+            }),
+        }
     }
 
     /// Takes a request id for an observation, and says whether it is to be sent.
@@ -617,12 +639,13 @@ fn finish(
                     error: incoming.error.clone(),
                 });
             }
-            if incoming.phase_shift_ms.is_finite() && incoming.phase_shift_ms > 0.0 {
+            if incoming.phase_shift_ms > 0.0 {
                 model.phase_shift_ms = incoming.phase_shift_ms;
             }
             Reply {
                 request_id: request.request_id,
-                model_id: incoming.model_id,
+                // The model asked, whatever the server wrote.
+                model_id: if incoming.model_id == model.id { incoming.model_id } else { model.id.clone() },
                 slot: request.slot,
                 status: incoming.status,
                 reason: incoming.reason,

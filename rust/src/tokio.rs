@@ -9,16 +9,18 @@ use std::time::Instant;
 
 use ::tokio::io::unix::AsyncFd;
 use ::tokio::io::Interest;
-use ::tokio::runtime::Handle;
+use ::tokio::runtime::{Handle, Id};
 use ::tokio::sync::Notify;
+use ::tokio::task::consume_budget;
 
-use crate::endpoint::{after, Arrived, Descriptors, Endpoint, Look, Wake};
+use crate::endpoint::{after, Arrived, Attempt, Descriptors, Endpoint, Look, Wake};
 use crate::error::Error;
 use crate::observation::{Fields, Observation, Sent};
 use crate::options::{ConnectionOptions, ModelOptions};
 use crate::reply::{Counters, LinkState, Pong, Reply, Status};
 use crate::session::{ModelKey, Session};
 use crate::watchdog::{outcome, Action, Missed, Outcome, Watchdog};
+use crate::zmq::Process;
 
 /// Wakes all tasks that wait, when one task has read what another waits for.
 struct News(Arc<Notify>);
@@ -29,8 +31,9 @@ impl Wake for News {
     }
 }
 
-/// The descriptors as the runtime knows them.
+/// The descriptors as a runtime knows them.
 struct Registered {
+    runtime: Id,
     socket: AsyncFd<OwnedFd>,
     monitor: AsyncFd<OwnedFd>,
 }
@@ -39,8 +42,11 @@ struct Shared {
     endpoint: Endpoint<News>,
     news: Arc<Notify>,
     descriptors: Option<Arc<Descriptors>>,
-    /// Made by the first call that waits, because only that runs in a runtime for certain.
+    /// Made by the first call that waits, because only that runs in a runtime for certain; and anew by the first one in another
+    /// runtime. A wait keeps those that it began with.
     registered: Mutex<Option<Arc<Registered>>>,
+    /// That made it.
+    process: Process,
 }
 
 /// What one look at the session gave.
@@ -60,6 +66,8 @@ impl Shared {
         mut look: impl FnMut(&mut Session) -> Option<T>,
         expire: impl Fn(&mut Session) -> T,
     ) -> Result<T, Error> {
+        // A loop over futures that need not wait must let other tasks run, its own timeout among them.
+        consume_budget().await;
         let mut how = Look::Lately(Some(deadline));
         loop {
             // Enabled before the look, so that nothing another task reads in between is missed.
@@ -112,19 +120,21 @@ impl Shared {
             })
             .await;
             if !usable {
-                // The runtime these were registered with has ended; the next look registers with this one.
-                *self.registered.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                // The runtime is ending, as registering anew then says.
+                let mut current = self.registered.lock().unwrap_or_else(PoisonError::into_inner);
+                current.take_if(|current| Arc::ptr_eq(current, &registered));
             }
         }
     }
 
     fn registered(&self) -> Result<Arc<Registered>, Error> {
+        let error = |reason: String| Error::Io { operation: "waiting for the server", reason };
+        let runtime = Handle::try_current().map_err(|reason| error(reason.to_string()))?.id();
         let mut registered = self.registered.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(registered) = &*registered {
+        // Another runtime may have ended, or be one that nobody drives now.
+        if let Some(registered) = registered.as_ref().filter(|registered| registered.runtime == runtime) {
             return Ok(Arc::clone(registered));
         }
-        let error = |reason: String| Error::Io { operation: "waiting for the server", reason };
-        Handle::try_current().map_err(|reason| error(reason.to_string()))?;
         let descriptors = self.descriptors.as_ref().ok_or(Error::Closed)?;
         let register = |descriptor: &OwnedFd| {
             // Deprecated for types that may change their descriptor, which an `OwnedFd` never does; its successor is
@@ -134,10 +144,18 @@ impl Shared {
                 descriptor.try_clone().and_then(|descriptor| AsyncFd::with_interest(descriptor, Interest::READABLE));
             registered.map_err(|reason| error(reason.to_string()))
         };
-        let new =
-            Arc::new(Registered { socket: register(&descriptors.socket)?, monitor: register(&descriptors.monitor)? });
-        *registered = Some(Arc::clone(&new));
+        let (socket, monitor) = (register(&descriptors.socket)?, register(&descriptors.monitor)?);
+        let new = Arc::new(Registered { runtime, socket, monitor });
+        self.discard(registered.replace(Arc::clone(&new)));
         Ok(new)
+    }
+
+    /// Drops what was registered; but in the child of a fork, which shares the runtime's epoll with its parent, dropping it would take
+    /// it from the parent.
+    fn discard(&self, registered: Option<Arc<Registered>>) {
+        if !self.process.is_current() {
+            std::mem::forget(registered);
+        }
     }
 
     async fn wait_for_link(&self, deadline: Instant) -> Result<(), Error> {
@@ -150,6 +168,11 @@ impl Drop for Shared {
     /// Closing may take as long as `linger_ms`, which must not hold up the runtime.
     fn drop(&mut self) {
         let transport = self.endpoint.take_transport();
+        if !self.process.is_current() {
+            let registered = self.registered.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+            self.discard(registered);
+            return; // nothing is closed there
+        }
         // Without a thread it is dropped here.
         let _ = std::thread::Builder::new().spawn(move || drop(transport));
     }
@@ -164,7 +187,9 @@ impl Drop for Shared {
 /// `#[tokio::main]` has it. What does not wait is no `async fn`.
 ///
 /// # Thread safety
-/// `Send` and `Sync`. Any task may use it at any time.
+/// `Send` and `Sync`. Any task may use it at any time, in any runtime. Dropping the last handle closes in the background: a program that
+/// ends must await [`close`](AsyncConnection::close), or what was sent last may be lost. In the child of a fork it is closed: each process
+/// makes its own.
 #[derive(Clone)]
 pub struct AsyncConnection {
     shared: Arc<Shared>,
@@ -202,7 +227,15 @@ impl AsyncConnection {
     fn open(options: ConnectionOptions) -> AsyncConnection {
         let news = Arc::new(Notify::new());
         let (endpoint, descriptors) = Endpoint::open(options, News(Arc::clone(&news)));
-        AsyncConnection { shared: Arc::new(Shared { endpoint, news, descriptors, registered: Mutex::new(None) }) }
+        AsyncConnection {
+            shared: Arc::new(Shared {
+                endpoint,
+                news,
+                descriptors,
+                registered: Mutex::new(None),
+                process: Process::current(),
+            }),
+        }
     }
 
     /// A handle for one model. `latency_budget_ms` is the deadline of each observation, counted from its arrival at the
@@ -226,7 +259,8 @@ impl AsyncConnection {
         self.shared.endpoint.link_state()
     }
 
-    /// Calls `callback` with each new state of the link, from whichever call notices it. Takes the place of an earlier callback.
+    /// Calls `callback` with each new state of the link, from whichever call notices it, one at a time and in order. Takes the place of
+    /// an earlier callback.
     pub fn on_link_change(&self, callback: impl Fn(LinkState) + Send + Sync + 'static) {
         self.shared.endpoint.on_link_change(callback);
     }
@@ -248,9 +282,11 @@ impl AsyncConnection {
     /// [`Error::Closed`], or why the connection never could be opened.
     pub async fn ping(&self, timeout_ms: u64) -> Result<Option<Pong>, Error> {
         let deadline = after(timeout_ms);
+        consume_budget().await;
         let endpoint = &self.shared.endpoint;
-        if endpoint.with(|inner, _, _| inner.session.should_wait_for_link()) {
-            self.shared.wait_for_link(deadline.min(Instant::now() + endpoint.connect_timeout())).await?;
+        if let Some(until) = endpoint.handshake_deadline() {
+            self.shared.wait_for_link(deadline.min(until)).await?;
+            endpoint.handshake_waited();
         }
         let Some(request_id) = endpoint.ping()? else { return Ok(None) };
         let _waiting = WaitingPing { shared: &self.shared, request_id };
@@ -429,18 +465,20 @@ impl Drop for Waiting<'_> {
 
 impl Observation<'_, AsyncModel> {
     /// Sends it. Never waits, but for the first send on a connection that has never been up, which waits up to `connect_timeout_ms` for
-    /// the server. The result may be ignored: `get_result` then returns none at once.
+    /// the server, and what other tasks send meanwhile. The result may be ignored: `get_result` then returns none at once.
     pub async fn send(self) -> Sent {
         Sent(self.try_send().await)
     }
 
     async fn try_send(&self) -> Result<u64, Error> {
         let shared = &self.model.shared;
+        // As in `Shared::wait`.
+        consume_budget().await;
         loop {
-            if let Some(request_id) = shared.endpoint.send(self.model.key, &self.fields)? {
-                return Ok(request_id);
+            match shared.endpoint.send(self.model.key, &self.fields)? {
+                Attempt::Sent(request_id) => return Ok(request_id),
+                Attempt::WaitUntil(until) => shared.wait_for_link(until).await?,
             }
-            shared.wait_for_link(Instant::now() + shared.endpoint.connect_timeout()).await?;
         }
     }
 }

@@ -14,7 +14,8 @@ use crate::tensor::{DType, Encoding, Tensor, Tensors, MAX_DIMENSIONS};
 
 /// Tensors from this size on travel as payload frames of their own, once the server is known to read them.
 pub const LARGE_TENSOR_BYTES: usize = 64 * 1024;
-const ALIGNMENT: usize = 8;
+/// Tensors begin at multiples of this in their frame.
+pub(crate) const ALIGNMENT: usize = 8;
 
 /// What a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +73,33 @@ impl Encoder {
     pub fn new(client_id: &str, client_type: &str) -> Encoder {
         let client = proto::Client { id: client_id.to_owned(), r#type: client_type.to_owned() };
         Encoder { message: proto::Observation { client: Some(client), ..Default::default() } }
+    }
+
+    /// The size of an envelope, where it is more than `most`. What is far below that is not measured.
+    pub fn measure_above(
+        &self,
+        most: u64,
+        request_id: u64,
+        model_id: &str,
+        fields: &Fields<'_>,
+        several_frames: bool,
+    ) -> Option<usize> {
+        /// No less than numbers, tags and lengths take: of the whole, of a metadata entry or tensor, of a dimension.
+        const WHOLE: usize = 256;
+        const ENTRY: usize = 96;
+        const DIMENSION: usize = 10;
+        let client = self.message.client.as_ref().map_or(0, |client| client.id.len() + client.r#type.len());
+        let metadata: usize = fields.metadata.iter().map(|(key, value)| ENTRY + key.len() + value.len()).sum();
+        let tensors: usize =
+            fields.tensors.iter().map(|part| ENTRY + part.key.len() + DIMENSION * part.shape.len()).sum();
+        let estimate = WHOLE + client + model_id.len() + fields.slot.len() + metadata + tensors;
+        if estimate as u64 <= most {
+            return None;
+        }
+        let mut encoder = Encoder { message: self.message.clone() };
+        // As long as any time from 1972 to 2262.
+        let size = encoder.observe(request_id, 1 << 60, model_id, fields, several_frames).envelope.len();
+        (size as u64 > most).then_some(size)
     }
 
     /// One observation. `several_frames`: whether this server is known to read more than one payload frame.
@@ -203,10 +231,9 @@ pub fn decode_reply(frames: &[Bytes]) -> Result<Incoming, String> {
     }
     let message = proto::ModelResponse::decode(envelope.as_ref()).map_err(|error| format!("envelope: {error}"))?;
     // Even a reply without tensors has a payload frame.
-    let tensors = if payloads.is_empty() {
-        Err("the reply has no payload frame".to_owned())
-    } else {
-        decode_tensors(message.tensors, payloads)
+    let tensors = match decode_tensors(message.tensors, payloads) {
+        Ok(_) if payloads.is_empty() => Err("the reply has no payload frame".to_owned()),
+        decoded => decoded,
     };
     Ok(Incoming {
         request_id: message.request_id,
@@ -216,8 +243,11 @@ pub fn decode_reply(frames: &[Bytes]) -> Result<Incoming, String> {
         error: message.error,
         tensors,
         metadata: message.metadata,
-        retry_after_ms: message.retry_after_ms,
-        phase_shift_ms: message.phase_shift_ms,
+        retry_after_ms: match message.retry_after_ms {
+            f32::INFINITY => f32::MAX, // not to ask again is a hint too
+            ms => hint(ms),
+        },
+        phase_shift_ms: hint(message.phase_shift_ms),
         timing: message.timing.map(|timing| Timing {
             queue_ms: timing.queue_ms,
             inference_ms: timing.inference_ms,
@@ -228,6 +258,15 @@ pub fn decode_reply(frames: &[Bytes]) -> Result<Incoming, String> {
         response_id: message.response_id,
         timestamp_ns: message.timestamp_ns,
     })
+}
+
+/// A number of ms; 0, which says nothing, in the place of what is none.
+fn hint(ms: f32) -> f32 {
+    if ms.is_finite() && ms > 0.0 {
+        ms
+    } else {
+        0.0
+    }
 }
 
 /// Checks every tensor, in the protocol's order, and takes its bytes out of the frames without a copy where they are aligned.

@@ -8,13 +8,15 @@
 //! * A `Message` is initialised from its construction to its drop. A `zmq_msg_t` may be moved in memory (libzmq's own
 //!   `msg_t` is trivially copyable and holds no pointer to itself); only the bytes of a short message move with it, and
 //!   the borrow checker sees to it that nobody holds a slice of them meanwhile.
+//! * In the child of a fork contexts and sockets are left alone: libzmq's threads, and whoever held its locks, stayed behind.
 
 #![allow(unsafe_code)]
 
 use std::ffi::{c_char, c_int, c_void, CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Once};
 use std::{io, ptr, slice};
 
 use bytes::Bytes;
@@ -61,6 +63,12 @@ mod ffi {
         pub fn zmq_msg_data(message: *mut Msg) -> *mut c_void;
         pub fn zmq_msg_size(message: *const Msg) -> usize;
         pub fn zmq_msg_more(message: *const Msg) -> c_int;
+        // Of the C library.
+        pub fn pthread_atfork(
+            prepare: Option<extern "C" fn()>,
+            parent: Option<extern "C" fn()>,
+            child: Option<extern "C" fn()>,
+        ) -> c_int;
     }
 }
 
@@ -89,6 +97,7 @@ pub enum IntOption {
     ReceiveHwm = 24,
     RouterMandatory = 33,
     Immediate = 39,
+    Ipv6 = 42,
     HeartbeatIvl = 75,
     HeartbeatTtl = 76,
     HeartbeatTimeout = 77,
@@ -138,8 +147,42 @@ pub fn has(capability: &CStr) -> bool {
     unsafe { ffi::zmq_has(capability.as_ptr()) == 1 }
 }
 
+/// Forks of this process and its ancestors since this crate was first used in them.
+static FORKS: AtomicU32 = AtomicU32::new(0);
+
+/// A process, told apart from the children that it forks. Counted rather than asked of the system, so that every call can ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Process {
+    forks: u32,
+}
+
+impl Process {
+    /// This one.
+    pub fn current() -> Process {
+        extern "C" fn count() {
+            FORKS.fetch_add(1, Ordering::Relaxed);
+        }
+        static COUNTING: Once = Once::new();
+        COUNTING.call_once(|| {
+            // SAFETY: the function lives as long as the program, and does no more than a child of many threads may. Without
+            // memory for it nothing is counted.
+            unsafe { ffi::pthread_atfork(None, None, Some(count)) };
+        });
+        Process { forks: FORKS.load(Ordering::Relaxed) }
+    }
+
+    /// Whether it is this one, and this one is no child that was forked since.
+    pub fn is_current(self) -> bool {
+        self.forks == FORKS.load(Ordering::Relaxed)
+    }
+}
+
 /// A libzmq context: the I/O thread and what it serves.
-pub struct Context(NonNull<c_void>);
+pub struct Context {
+    raw: NonNull<c_void>,
+    /// That made it.
+    process: Process,
+}
 
 // SAFETY: libzmq documents contexts as thread-safe.
 unsafe impl Send for Context {}
@@ -152,9 +195,10 @@ impl Context {
     /// # Errors
     /// Where the system has no descriptors left.
     pub fn new() -> io::Result<Arc<Context>> {
+        let process = Process::current();
         // SAFETY: no arguments.
         let context = unsafe { ffi::zmq_ctx_new() };
-        NonNull::new(context).map(|context| Arc::new(Context(context))).ok_or_else(last_error)
+        NonNull::new(context).map(|raw| Arc::new(Context { raw, process })).ok_or_else(last_error)
     }
 
     /// A socket of this context.
@@ -163,20 +207,22 @@ impl Context {
     /// Where there are too many.
     pub fn socket(self: &Arc<Self>, kind: SocketKind) -> io::Result<Socket> {
         // SAFETY: the context is live.
-        let socket = unsafe { ffi::zmq_socket(self.0.as_ptr(), kind as c_int) };
+        let socket = unsafe { ffi::zmq_socket(self.raw.as_ptr(), kind as c_int) };
         let raw = NonNull::new(socket).ok_or_else(last_error)?;
-        Ok(Socket { raw, _context: Arc::clone(self) })
+        Ok(Socket { raw, context: Arc::clone(self) })
     }
 }
 
 impl Drop for Context {
-    /// Blocks for at most the longest linger of its sockets, all of which are closed.
+    /// Blocks for at most the longest linger of its sockets, all of which are closed. In the child of a fork it does nothing: there
+    /// the call waits for a thread that does not exist, or is interrupted for ever.
     fn drop(&mut self) {
         // SAFETY: nothing uses the context any more. A signal may interrupt the call, which is then repeated.
         unsafe {
-            while ffi::zmq_ctx_term(self.0.as_ptr()) == -1 && ffi::zmq_errno() == rustix::io::Errno::INTR.raw_os_error()
-            {
-            }
+            while self.process.is_current()
+                && ffi::zmq_ctx_term(self.raw.as_ptr()) == -1
+                && ffi::zmq_errno() == rustix::io::Errno::INTR.raw_os_error()
+            {}
         }
     }
 }
@@ -185,13 +231,23 @@ impl Drop for Context {
 pub struct Socket {
     raw: NonNull<c_void>,
     /// Dropped after the socket is closed.
-    _context: Arc<Context>,
+    context: Arc<Context>,
 }
 
 // SAFETY: libzmq lets a socket move between threads with a full fence, which moving a value between threads is.
 unsafe impl Send for Socket {}
 
 impl Socket {
+    /// Whether this is the child of a fork of the process that made it: no call is of any use then.
+    pub fn inherited(&self) -> bool {
+        !self.context.process.is_current()
+    }
+
+    /// Whether a call that failed so is to be repeated: a signal came in between. In the child of a fork all calls fail like that.
+    fn interrupted(&self, error: &io::Error) -> bool {
+        error.kind() == io::ErrorKind::Interrupted && !self.inherited()
+    }
+
     /// Sets an option.
     ///
     /// # Errors
@@ -304,7 +360,7 @@ impl Socket {
     /// The next frame, if one is there.
     ///
     /// # Errors
-    /// Where the context is being terminated.
+    /// Where the context is being terminated, and in the child of a fork.
     pub fn receive(&self) -> io::Result<Option<Message>> {
         let mut message = Message::new();
         loop {
@@ -312,7 +368,7 @@ impl Socket {
             match check(unsafe { ffi::zmq_msg_recv(&mut message.0, self.raw.as_ptr(), DONTWAIT) }) {
                 Ok(()) => return Ok(Some(message)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if self.interrupted(&error) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -321,13 +377,13 @@ impl Socket {
     /// Sends one frame, or fails at once; `more`: others follow.
     ///
     /// # Errors
-    /// `WouldBlock` where no peer is there or the queue is full.
+    /// `WouldBlock` where no peer is there or the queue is full; `Interrupted` in the child of a fork.
     pub fn send(&self, mut message: Message, more: bool) -> io::Result<()> {
         let flags = if more { DONTWAIT | SNDMORE } else { DONTWAIT };
         loop {
             // SAFETY: `message` is initialised; on success the call has emptied it, and dropping it stays right.
             match check(unsafe { ffi::zmq_msg_send(&mut message.0, self.raw.as_ptr(), flags) }) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if self.interrupted(&error) => {}
                 result => return result,
             }
         }
@@ -336,8 +392,10 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // SAFETY: the socket is live and not used after this.
-        unsafe { ffi::zmq_close(self.raw.as_ptr()) };
+        if !self.inherited() {
+            // SAFETY: the socket is live and not used after this.
+            unsafe { ffi::zmq_close(self.raw.as_ptr()) };
+        }
     }
 }
 

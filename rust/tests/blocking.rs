@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -533,4 +534,115 @@ fn a_message_above_the_limit_costs_the_link() {
     assert!(error.to_string().contains("max_message_bytes"), "{error}");
     send(&model);
     assert_eq!(model.next_reply(PATIENCE_MS).unwrap().status, Status::LinkLost);
+}
+
+#[test]
+fn an_ipv6_address_is_reached() {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        return; // this machine has none
+    }
+    let server = Server::start_at("tcp://[::1]:*", |request| vec![request.echo()]);
+    let (_connection, model) = connect(&server);
+    send(&model);
+    assert_eq!(model.next_reply(PATIENCE_MS).unwrap().status, Status::Ok);
+}
+
+#[test]
+fn gaps_between_tensors_count_towards_the_limit() {
+    let context = Context::new().unwrap();
+    let socket = context.socket(SocketKind::Router).unwrap();
+    socket.set_max_message_bytes(1024).unwrap();
+    socket.set(IntOption::Linger, 0).unwrap();
+    let address = socket.bind("tcp://127.0.0.1:*").unwrap();
+    let connection = Connection::with_options(common::patient(&address).max_message_bytes(1024)).unwrap();
+    let model = connection.model("policy", 30.0, 1);
+    let bytes = [0u8; 1023];
+    let observe =
+        |rest| model.observe().tensor_slice("x", &bytes[..1], &[1]).tensor_slice("y", &bytes[..rest], &[rest]);
+    let error = observe(1023).send().into_result().unwrap_err(); // 1024 bytes and 7 between them
+    assert!(matches!(error, Error::InvalidObservation { .. }) && error.to_string().contains("1031"), "{error}");
+    let text = "x".repeat(1024);
+    let error = model.observe().metadata("task", text).send().into_result().unwrap_err();
+    assert!(matches!(error, Error::InvalidObservation { .. }), "{error}");
+    assert_eq!(observe(1016).send().into_result(), Ok(1));
+    // It arrives, and the link is not lost for it.
+    let start = Instant::now();
+    let mut frames = Vec::new();
+    while frames.len() < 4 {
+        assert!(start.elapsed() < PATIENCE, "{:?}", connection.link_state());
+        match socket.receive().unwrap() {
+            Some(frame) => frames.push(frame.as_ref().len()),
+            None => thread::yield_now(),
+        }
+    }
+    assert_eq!((frames[3], connection.link_state()), (1024, LinkState::Up));
+}
+
+#[test]
+fn threads_that_send_first_all_wait() {
+    let server = Server::echo();
+    let connection = Connection::with_options(common::patient(&server.address)).unwrap();
+    let start = std::sync::Barrier::new(4);
+    thread::scope(|scope| {
+        let sends = [0, 1, 2, 3].map(|index| {
+            let (connection, start) = (&connection, &start);
+            scope.spawn(move || {
+                let model = connection.model(&format!("model-{index}"), 30.0, 1);
+                start.wait();
+                model.observe().send().into_result()
+            })
+        });
+        for sent in sends {
+            let sent = sent.join().unwrap();
+            assert!(sent.is_ok(), "{sent:?}");
+        }
+    });
+}
+
+#[test]
+fn states_are_told_in_order_whoever_notices_them() {
+    let server = Server::start();
+    let connection = Connection::with_options(common::patient(&server.address)).unwrap();
+    let states = Arc::new(Mutex::new(Vec::new()));
+    let (entered, is_in) = channel();
+    let (release, released) = channel();
+    let (seen, inside, released) = (Arc::clone(&states), connection.clone(), Mutex::new(released));
+    connection.on_link_change(move |state| {
+        if state == LinkState::Up {
+            entered.send(()).unwrap();
+            released.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+            assert_eq!(inside.link_state(), LinkState::Down); // it may use the connection
+        }
+        seen.lock().unwrap().push(state);
+    });
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| connection.wait_until_up(PATIENCE_MS));
+        is_in.recv_timeout(PATIENCE).unwrap();
+        server.stop();
+        wait_for(&connection, LinkState::Down); // and tells nothing: the other thread has not finished
+        assert_eq!(*states.lock().unwrap(), []);
+        release.send(()).unwrap();
+        waits.join().unwrap();
+    });
+    assert_eq!(*states.lock().unwrap(), [LinkState::Up, LinkState::Down]);
+    connection.close();
+    assert_eq!(*states.lock().unwrap(), [LinkState::Up, LinkState::Down, LinkState::Closed]);
+    connection.on_link_change(|_| {}); // which held the connection
+}
+
+#[test]
+fn a_callback_that_panics_is_called_again() {
+    let server = Server::start();
+    let connection = Connection::with_options(common::patient(&server.address)).unwrap();
+    let states = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&states);
+    connection.on_link_change(move |state| {
+        seen.lock().unwrap().push(state);
+        assert_ne!(state, LinkState::Up, "on purpose");
+    });
+    let other = connection.clone();
+    assert!(thread::spawn(move || other.wait_until_up(PATIENCE_MS)).join().is_err());
+    server.stop();
+    wait_for(&connection, LinkState::Down);
+    assert_eq!(*states.lock().unwrap(), [LinkState::Up, LinkState::Down]);
 }

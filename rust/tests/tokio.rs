@@ -8,7 +8,7 @@ mod common;
 use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{every_dtype, Proxy, Server, PATIENCE, PATIENCE_MS};
 use inferential::{
@@ -272,4 +272,99 @@ fn outside_a_runtime_waiting_is_an_error() {
         Poll::Ready(sent) => assert!(matches!(sent.error(), Some(Error::Io { .. })), "{sent:?}"),
         Poll::Pending => panic!("nobody would ever wake it"),
     }
+}
+
+#[tokio::test]
+async fn tasks_that_send_first_all_wait() {
+    let server = Server::echo();
+    let connection = AsyncConnection::with_options(common::patient(&server.address)).unwrap();
+    let (first, second) = (connection.model("first", 30.0, 1), connection.model("second", 30.0, 1));
+    let (first, second) = tokio::join!(first.observe().send(), second.observe().send());
+    assert!(first.is_sent() && second.is_sent(), "{first:?} {second:?}");
+}
+
+#[tokio::test]
+async fn a_first_send_that_is_dropped_leaves_its_wait_to_the_next() {
+    let server = Server::echo();
+    let (_connection, model) = connect(&server);
+    {
+        let mut dropped = pin!(model.observe().send());
+        let _ = dropped.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    }
+    send(&model).await;
+}
+
+#[test]
+fn a_runtime_that_nobody_drives_now_holds_nothing_up() {
+    let server = Server::start();
+    let (_connection, model) = connect(&server);
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (first, second) = (runtime(), runtime());
+    let start = Instant::now();
+    for runtime in [&first, &second, &second, &first] {
+        runtime.block_on(async {
+            send(&model).await;
+            // Answered once it waits for certain.
+            let (reply, ()) = tokio::join!(model.next_reply(PATIENCE_MS), async {
+                server.answer(server.request().echo());
+            });
+            assert!(reply.is_some());
+        });
+        assert!(start.elapsed() < PATIENCE, "woken by its deadline alone");
+    }
+}
+
+#[test]
+fn runtimes_that_wait_at_the_same_time_are_both_woken() {
+    let server = Server::start();
+    let (connection, model) = connect(&server);
+    let other = connection.model("other", 30.0, 1);
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (id, start) = (runtime().block_on(send(&model)), Instant::now());
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| runtime().block_on(model.next_reply(PATIENCE_MS)));
+        let second = runtime();
+        for _ in 0..100 {
+            let reply = second.block_on(async {
+                send(&other).await;
+                let request = loop {
+                    let request = server.request();
+                    if request.observation.request_id != id {
+                        break request;
+                    }
+                };
+                let answer = async { server.answer(request.echo()) };
+                tokio::join!(other.next_reply(PATIENCE_MS), answer).0
+            });
+            assert!(reply.is_some());
+        }
+        assert_eq!(model.outstanding(), 1);
+        assert!(model.cancel(id));
+        let cancel = server.request();
+        server.answer(cancel.answer(10));
+        assert_eq!(waits.join().unwrap().unwrap().status, Status::Cancelled);
+    });
+    assert!(start.elapsed() < PATIENCE, "woken by its deadline alone");
+}
+
+#[tokio::test]
+async fn a_loop_that_never_has_to_wait_lets_others_run() {
+    let server = Server::start();
+    let (_connection, model) = connect(&server);
+    send(&model).await;
+    let start = Instant::now();
+    let looks = async {
+        while start.elapsed() < PATIENCE {
+            assert!(model.get_result(0).await.is_none());
+        }
+    };
+    assert!(timeout(Duration::from_millis(20), looks).await.is_err(), "its timeout was never asked");
+    server.stop();
+    let sends = async {
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE {
+            model.observe().send().await;
+        }
+    };
+    assert!(timeout(Duration::from_millis(20), sends).await.is_err(), "its timeout was never asked");
 }

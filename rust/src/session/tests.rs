@@ -64,6 +64,10 @@ impl Bench {
         self.session.on_message(self.now, &frames);
     }
 
+    fn receive_without_payload(&mut self, response: proto::ModelResponse) {
+        self.session.on_message(self.now, &[Bytes::new(), response.encode_to_vec().into()]);
+    }
+
     fn answer(&mut self, request_id: u64, status: Status) {
         self.receive(response(request_id, status));
     }
@@ -124,15 +128,25 @@ fn the_link_goes_from_connecting_to_up_to_down_and_up_again() {
 }
 
 #[test]
-fn only_the_first_send_on_a_link_never_up_waits() {
+fn only_the_first_send_on_a_link_never_up_waits_and_what_is_sent_meanwhile() {
+    let timeout = Duration::from_secs(1);
     let mut bench = Bench::down(options());
-    assert!(bench.session.should_wait_for_link());
-    assert!(!bench.session.should_wait_for_link());
+    let until = Some(bench.now + timeout);
+    assert_eq!(bench.session.handshake_deadline(bench.now, timeout), until);
+    bench.pass_ms(999);
+    assert_eq!(bench.session.handshake_deadline(bench.now, timeout), until, "the first one's time");
+    bench.pass_ms(1);
+    assert_eq!(bench.session.handshake_deadline(bench.now, timeout), None);
+
+    let mut bench = Bench::down(options());
+    assert!(bench.session.handshake_deadline(bench.now, timeout).is_some());
+    bench.session.handshake_waited(bench.now); // a ping with a shorter time
+    assert_eq!(bench.session.handshake_deadline(bench.now, timeout), None);
 
     let mut bench = Bench::new();
-    assert!(!bench.session.should_wait_for_link());
+    assert_eq!(bench.session.handshake_deadline(bench.now, timeout), None);
     bench.session.link_down(bench.now);
-    assert!(!bench.session.should_wait_for_link());
+    assert_eq!(bench.session.handshake_deadline(bench.now, timeout), None);
 }
 
 #[test]
@@ -217,6 +231,19 @@ fn a_mistake_of_the_program_uses_no_id() {
         ("slot", with(&|fields| fields.slot = "x".repeat(257).into())),
         ("tensors", with(&|fields| fields.tensors = (0..257).map(|_| part("x", &[1], 1)).collect())),
         ("tensors", with(&|fields| fields.tensors = vec![part("x", &[2 << 20], 2 << 20)])),
+        // The second begins at 8.
+        (
+            "tensors",
+            with(&|fields| {
+                let rest = (1 << 20) - 7;
+                fields.tensors = vec![part("x", &[1], 1), part("y", &[rest], rest)];
+            }),
+        ),
+        ("metadata", with(&|fields| fields.metadata = vec![("task".into(), "x".repeat(1 << 20).into())])),
+        (
+            "metadata",
+            with(&|fields| fields.tensors = vec![Part { key: "x".repeat(1 << 20).into(), ..part("", &[1], 1) }]),
+        ),
         ("\"x\"", with(&|fields| fields.tensors = vec![part("x", &[2], 1)])),
         ("\"x\"", with(&|fields| fields.tensors = vec![part("x", &[1], 1), part("x", &[1], 1)])),
         ("\"\"", with(&|fields| fields.tensors = vec![part("", &[1], 1)])),
@@ -244,6 +271,28 @@ fn a_mistake_of_the_program_uses_no_id() {
     }
     assert_eq!(bench.observe(), 1);
     assert_eq!(bench.counters(), Counters { sent: 1, ..Counters::default() });
+}
+
+#[test]
+fn a_message_may_be_as_large_as_the_limit() {
+    let mut bench = Bench::down(SessionOptions { max_message_bytes: 2000, ..options() });
+    bench.session.link_up();
+    let zeros = |bytes| Tensor::from_vec(vec![0u8; bytes], &[bytes]).unwrap();
+    let (small, rest) = (zeros(1), zeros(2000 - 8));
+    let fields = Fields { tensors: vec![Part::of("x", &small), Part::of("y", &rest)], ..Fields::default() };
+    bench.try_observe(bench.model, &fields).expect("all of the frame");
+
+    let with = |length: usize| Fields { metadata: vec![("m".into(), "x".repeat(length).into())], ..Fields::default() };
+    let size = |length: usize| {
+        let fields = with(length);
+        let mut encoder = Encoder::new("agent-01", "franka");
+        encoder.observe(2, 1 << 60, "policy", &fields, false).envelope.len()
+    };
+    let fits = 1900 + 2000 - size(1900);
+    assert_eq!(size(fits), 2000);
+    let error = bench.try_observe(bench.model, &with(fits + 1)).unwrap_err().to_string();
+    assert!(error.contains("2001 bytes") && error.contains("max_message_bytes is 2000"), "{error}");
+    assert_eq!(bench.try_observe(bench.model, &with(fits)), Ok((2, true)));
 }
 
 #[test]
@@ -354,7 +403,8 @@ fn a_reply_goes_to_the_model_that_asked() {
     let id = bench.try_observe(other, &Fields::default()).unwrap().0;
     bench.answer(id, Status::Ok); // says "policy"; the id decides
     assert_eq!(bench.next(), None);
-    assert!(matches!(bench.session.take_next(other), Taken::Some(reply) if reply.request_id == id));
+    let Taken::Some(reply) = bench.session.take_next(other) else { panic!() };
+    assert_eq!((reply.request_id, reply.model_id.as_str()), (id, "other"));
 }
 
 #[test]
@@ -425,6 +475,39 @@ fn a_reply_that_cannot_be_read_ends_its_request_as_model_error() {
     assert_eq!((reply.request_id, reply.status, reply.local), (id, Status::ModelError, true));
     assert!(reply.error.contains("actions") && reply.error.contains("shape"), "{}", reply.error);
     assert_eq!((bench.counters().not_ok, bench.counters().bad_replies), (1, 0));
+}
+
+#[test]
+fn a_reply_without_a_payload_frame_ends_its_request_as_model_error() {
+    let mut bench = Bench::new();
+    let id = bench.observe();
+    bench.receive_without_payload(response(id, Status::Ok));
+    let Taken::Some(reply) = bench.session.take_next(bench.model) else { panic!() };
+    assert_eq!((reply.request_id, reply.status, reply.local), (id, Status::ModelError, true));
+    assert!(reply.error.contains("no payload frame"), "{}", reply.error);
+    assert_eq!((bench.counters().not_ok, bench.counters().ok, bench.counters().bad_replies), (1, 0, 0));
+    assert_eq!(bench.session.server, Server::V2, "it names a request");
+}
+
+#[test]
+fn a_pong_without_a_payload_frame_ends_its_ping_without_an_answer() {
+    let mut bench = Bench::new();
+    let (id, _) = bench.session.ping(bench.now, 0).unwrap();
+    bench.receive_without_payload(response(id, Status::Ok));
+    assert!(matches!(bench.session.take_pong(id), Taken::Nothing));
+    assert_eq!((bench.counters().bad_replies, bench.counters().late_replies), (1, 0));
+}
+
+#[test]
+fn without_a_payload_frame_what_names_no_request_is_counted() {
+    let mut bench = Bench::new();
+    bench.observe();
+    for request_id in [0, 77] {
+        bench.receive_without_payload(response(request_id, Status::Ok)); // 0: from a v1 server
+    }
+    assert_eq!((bench.counters().bad_replies, bench.counters().late_replies), (2, 0));
+    assert_eq!(bench.session.server, Server::Unknown);
+    assert!(bench.waits());
 }
 
 #[test]
@@ -577,6 +660,24 @@ fn a_phase_shift_that_is_none_is_not_given_out() {
         let id = bench.observe();
         bench.receive(proto::ModelResponse { phase_shift_ms, ..response(id, Status::Ok) });
         assert_eq!(bench.session.take_phase_shift_ms(bench.model), 0.0);
+    }
+}
+
+#[test]
+fn hints_are_finite_and_not_negative_whatever_the_server_writes() {
+    let mut bench = Bench::new();
+    for (said, retry_after_ms, phase_shift_ms) in [
+        (f32::NAN, 0.0, 0.0),
+        (f32::NEG_INFINITY, 0.0, 0.0),
+        (-1.0, 0.0, 0.0),
+        (f32::INFINITY, f32::MAX, 0.0), // to wait for ever is a hint
+        (2.5, 2.5, 2.5),
+    ] {
+        let id = bench.observe();
+        let ok = response(id, Status::Ok);
+        bench.receive(proto::ModelResponse { retry_after_ms: said, phase_shift_ms: said, ..ok });
+        let Taken::Some(reply) = bench.session.take_next(bench.model) else { panic!() };
+        assert_eq!((reply.retry_after_ms, reply.phase_shift_ms), (retry_after_ms, phase_shift_ms), "{said}");
     }
 }
 

@@ -134,6 +134,9 @@ fn router(address: &str) -> (Arc<Context>, Socket, String) {
     socket.set(IntOption::Linger, 0).unwrap();
     socket.set(IntOption::SendHwm, 100_000).unwrap();
     socket.set(IntOption::ReceiveHwm, 100_000).unwrap();
+    if address.contains('[') {
+        socket.set(IntOption::Ipv6, 1).unwrap();
+    }
     let bound = socket.bind(address).unwrap();
     (context, socket, bound)
 }
@@ -276,6 +279,34 @@ pub fn every_dtype() -> Tensors {
     tensors.insert("scalar", Tensor::from_slice(&[0.5f64], &[]).unwrap());
     tensors.insert("empty", Tensor::from_slice::<i64>(&[], &[0, 4]).unwrap());
     tensors
+}
+
+/// What `child` returns in a child of this process, which is killed where it takes too long.
+pub fn in_a_fork(child: impl FnOnce() -> u8) -> Result<u8, String> {
+    extern "C" {
+        fn fork() -> i32;
+        fn alarm(seconds: u32) -> u32;
+        fn waitpid(process: i32, status: *mut i32, options: i32) -> i32;
+        fn _exit(code: i32) -> !;
+    }
+    const PANICKED: u8 = 255;
+    // SAFETY: the child runs `child` and nothing else: no unwinding into the test, no exit handlers.
+    let process = unsafe { fork() };
+    if process == 0 {
+        // SAFETY: as above; alarm kills a child that hangs.
+        unsafe { alarm(PATIENCE.as_secs() as u32) };
+        let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(child)).unwrap_or(PANICKED);
+        // SAFETY: as above.
+        unsafe { _exit(code.into()) };
+    }
+    assert!(process > 0, "no child");
+    let mut status = 0;
+    // SAFETY: `status` is an int; the child ends by itself or is killed.
+    while unsafe { waitpid(process, &mut status, 0) } != process {}
+    match status {
+        exited if exited & 0x7f == 0 => Ok((exited >> 8) as u8),
+        killed => Err(format!("killed by signal {}", killed & 0x7f)),
+    }
 }
 
 /// Forwards one TCP connection after another to a server, until it is frozen: then it swallows everything, as a broken
