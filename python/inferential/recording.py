@@ -7,6 +7,7 @@ clock and does no I/O, so its inputs make the same decisions again: that is what
 from __future__ import annotations
 
 import json
+import logging
 import queue
 import threading
 import time
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 INPUTS = "/engine/inputs"
 DECISIONS = "/engine/decisions"
+logger = logging.getLogger("inferential.recording")
+
 QUEUE_LIMIT = 100_000
 
 
@@ -62,6 +65,7 @@ class Recorder:
         self._writer.add_metadata(
             "inferential", {"version": __version__, "config": config_json, "models": json.dumps(list(models))}
         )
+        self._failed = False
         self._schemas: dict[str, int] = {}
         self._channels: dict[str, int] = {}
         self._describe: Callable[[Any], Any] = build_file_descriptor_set
@@ -102,12 +106,22 @@ class Recorder:
         self._put(topic, pb.Payload, now, payload.SerializeToString())
 
     def _put(self, topic: str, schema: type[Any], now: float, data: bytes) -> None:
-        if self._queue.qsize() >= QUEUE_LIMIT:
+        if self._failed or self._queue.qsize() >= QUEUE_LIMIT:
             self.dropped += 1
             return
         self._queue.put((topic, schema, now, data))
 
     def _run(self) -> None:
+        try:
+            self._write()
+        except Exception:  # most often the disk is full
+            self._failed = True
+            logger.exception("recording: %s cannot be written; nothing more is recorded", self._file.name)
+            while not self._queue.empty():
+                self._queue.get()
+                self.dropped += 1
+
+    def _write(self) -> None:
         while (item := self._queue.get()) is not None:
             topic, schema, now, data = item
             channel = self._channels.get(topic)

@@ -93,7 +93,7 @@ class Scenario(Settings):
     """What is simulated."""
 
     name: str = "scenario"
-    recording: Path | None = None
+    recording: Annotated[Path | None, Field(strict=False)] = None
     """An MCAP file of `serve --record`: its arrivals take the place of `fleets`. Where they are not given here, its
     settings are those of `config`, and machines are learned from its calls. `loads` do not apply."""
     seed: int = 1

@@ -329,6 +329,8 @@ impl Socket {
         check(unsafe { ffi::zmq_socket_monitor(self.raw.as_ptr(), c_address.as_ptr(), events) })?;
         let monitor = context.socket(SocketKind::Pair)?;
         monitor.set(IntOption::Linger, 0)?;
+        // Unlimited: an idle program reads no events, and a full queue would stop ZMQ's own thread.
+        monitor.set(IntOption::ReceiveHwm, 0)?;
         monitor.connect(&address)?;
         Ok(monitor)
     }

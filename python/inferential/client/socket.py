@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import threading
@@ -33,6 +34,9 @@ _ZERO_COPY_BYTES = (
 _CONNECT_TIMEOUT_MS = (
     1000  # of one attempt: a host that comes back is found within two seconds, whatever TCP's own backoff
 )
+
+
+_monitors = itertools.count()
 
 
 class _SharedContext:
@@ -104,7 +108,13 @@ class ClientSocket:
         if "[" in options.server or options.server.count(":") > 2:
             dealer.set(zmq.IPV6, 1)  # not always: it would look up the IPv6 addresses of names, too
         dealer.copy_threshold = _ZERO_COPY_BYTES
-        self._monitor = dealer.get_monitor_socket(_UP | _DOWN | _REFUSED)
+        # Not get_monitor_socket(), whose queue is bounded: a program that is idle reads no events, and where it was full ZMQ's thread would
+        # wait for room, and with it all connections of the process.
+        endpoint = f"inproc://inferential-link-{next(_monitors)}"
+        dealer.monitor(endpoint, _UP | _DOWN | _REFUSED)
+        self._monitor = context.socket(zmq.PAIR)
+        self._monitor.set(zmq.RCVHWM, 0)
+        self._monitor.connect(endpoint)
         self._poll_set = [(dealer, _POLLIN), (self._monitor, _POLLIN)]
         try:
             dealer.connect(options.server)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from inferential.client.reply import Reply
-from inferential.errors import ObservationError
+from inferential.errors import MissingDependencyError, ObservationError, WireError
 from inferential.types import DType, Status, is_number
 from inferential.wire import wire_dtype
+
+logger = logging.getLogger("inferential.client")
 
 Array = npt.NDArray[Any]
 
@@ -103,6 +106,7 @@ class Watchdog:
             )
         self._fallback: Fallback = Zero() if fallback is None else fallback
         self._last: Reply | None = None
+        self._unreadable: set[str] = set()  # told once
         template = getattr(fallback, "template", None) if declared else None
         if not isinstance(template, Mapping | None):
             raise ObservationError(f"fallback: template is {template!r}; it must be a dict of name -> array")
@@ -122,15 +126,29 @@ class Watchdog:
                 if isinstance(fallback, Decay):
                     factor = 0.5 ** (since_ms / fallback.half_life_ms)
                     return self._action(
-                        {k: _scaled(v, factor) for k, v in last.items()}, Source.DECAY, last, status, now
+                        {k: _scaled(v, factor) for k, v in self._arrays(last).items()}, Source.DECAY, last, status, now
                     )
                 if since_ms <= fallback.max_ms:
                     return self._action(last, Source.HOLD, last, status, now)
             if last is None and not self._template:
                 return Action({}, Source.NONE, 0.0, 0, None, status)
-            return self._action(_zeros_like(self._template if last is None else last), Source.ZERO, last, status, now)
+            return self._action(
+                _zeros_like(self._template if last is None else self._arrays(last)), Source.ZERO, last, status, now
+            )
         age_ms = 0.0 if last is None else (now - last.sent_s) * 1e3
         return Action(fallback(last, age_ms), Source.CALLBACK, 0.0, 0, last, status)
+
+    def _arrays(self, reply: Reply) -> dict[str, Array]:
+        """A reply's tensors, without those that cannot be read here: a robot that does not use them must have an action all the same."""
+        arrays: dict[str, Array] = {}
+        for key in reply:
+            try:
+                arrays[key] = reply[key]
+            except (WireError, MissingDependencyError) as e:
+                if key not in self._unreadable:
+                    self._unreadable.add(key)
+                    logger.warning("fallback: left out of actions: %s", e)
+        return arrays
 
     def _action(
         self, tensors: Mapping[str, Array], source: Source, reply: Reply | None, status: Status | None, now: float

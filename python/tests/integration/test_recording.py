@@ -193,7 +193,7 @@ def test_a_recording_meets_other_strategies_in_the_simulator(tmp_path: Path) -> 
     path = tmp_path / "run.mcap"
     answered = _record(path, clients=3, requests=10)
     variants = [Variant(name="same"), Variant(name="rr", settings={"scheduling.strategy": "round_robin"})]
-    scenario = Scenario(recording=path, variants=variants)
+    scenario = Scenario.model_validate({"recording": str(path), "variants": variants})  # as from a file
     rows = simulate(scenario)
 
     assert [row["variant"] for row in rows] == ["as recorded", "same", "rr"]
@@ -203,3 +203,17 @@ def test_a_recording_meets_other_strategies_in_the_simulator(tmp_path: Path) -> 
     assert sum(recorded["statuses"].values()) == answered
     assert same["in_time"] > 0
     assert simulate(scenario) == rows  # the same recording gives the same prediction
+
+
+def test_a_disk_that_is_full_is_told_and_keeps_nothing_in_memory(caplog: pytest.LogCaptureFixture) -> None:
+    recorder = Recorder(Path("/dev/full"), config_json="{}", models=["m"], payloads=False)
+    noise = np.random.default_rng(0).bytes(1_000_000)  # more than is kept together before it is written
+    for i in range(20):
+        recorder._put_payload("/payloads", float(i), [noise])
+    recorder._thread.join(20.0)
+    assert not recorder._thread.is_alive()
+    recorder.input(pb.Input(now_s=0.0))
+    recorder.close()
+    assert recorder.dropped > 0
+    assert recorder._queue.empty()
+    assert "cannot be written" in caplog.text

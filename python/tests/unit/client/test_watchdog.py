@@ -10,11 +10,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from inferential import wire
+from inferential import images, wire
 from inferential.client.reply import Reply
 from inferential.client.watchdog import Action, Decay, Fallback, Hold, Source, Watchdog, Zero
-from inferential.errors import ObservationError
-from inferential.types import Status
+from inferential.errors import ObservationError, WireError
+from inferential.types import EncodedImage, Status
 
 SENT_S, ARRIVED_S = 10.0, 10.030
 TENSORS = {
@@ -48,6 +48,18 @@ def test_a_fresh_answer() -> None:
     assert action.age_ms == pytest.approx(45)
     assert action.steps_late == 2
     np.testing.assert_array_equal(action.tensors["actions"], [[8, -4]])
+
+
+@pytest.mark.parametrize("fallback", [None, Decay(half_life_ms=50), Hold(max_ms=0)], ids=str)
+def test_a_tensor_that_cannot_be_read_here_is_left_out(fallback: Fallback | None) -> None:
+    image = images.encode_png(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8))
+    broken = EncodedImage(image.data[:-200], image.shape, image.encoding)
+    reply = fresh(tensors={"actions": TENSORS["actions"], "image": broken})
+    with pytest.raises(WireError):
+        reply["image"]
+    action = fall_back(fallback, 10, reply=reply)
+    assert action.source in (Source.ZERO, Source.DECAY)
+    assert action.tensors.keys() == {"actions"}
 
 
 def test_hold_keeps_the_last_tensors_for_a_while_and_then_gives_zeros() -> None:
