@@ -7,24 +7,13 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{every_dtype, Proxy, Server, PATIENCE, PATIENCE_MS};
+use common::{connect, every_dtype, send, Proxy, Server, PATIENCE, PATIENCE_MS};
 use inferential::wire::LARGE_TENSOR_BYTES;
 use inferential::zmq::{Context, IntOption, SocketKind};
 use inferential::{
-    Connection, ConnectionOptions, DType, Encoding, Error, Fallback, LinkState, Model, ModelOptions, NotSentReason,
-    Reason, Source, Status, Tensor,
+    Connection, ConnectionOptions, DType, Encoding, Error, Fallback, LinkState, ModelOptions, NotSentReason, Reason,
+    Source, Status, Tensor,
 };
-
-fn connect(server: &Server) -> (Connection, Model) {
-    let connection = Connection::with_options(common::patient(&server.address)).unwrap();
-    let model = connection.model("policy", 30.0, 1);
-    (connection, model)
-}
-
-/// Sends an observation without tensors; its id.
-fn send(model: &Model) -> u64 {
-    model.observe().send().into_result().expect("sent")
-}
 
 /// Waits until the connection is in this state.
 fn wait_for(connection: &Connection, state: LinkState) {

@@ -2,19 +2,8 @@
 
 mod common;
 
-use common::{Server, PATIENCE_MS};
-use inferential::{Connection, Error, LinkState, Model, Status};
-
-fn connect(server: &Server) -> (Connection, Model) {
-    let connection = Connection::with_options(common::patient(&server.address)).unwrap();
-    let model = connection.model("policy", 30.0, 1);
-    (connection, model)
-}
-
-/// Sends an observation without tensors; its id.
-fn send(model: &Model) -> u64 {
-    model.observe().send().into_result().expect("sent")
-}
+use common::{connect, send, Server, PATIENCE_MS};
+use inferential::{Error, LinkState, Status};
 
 #[test]
 fn in_the_child_of_a_fork_a_connection_is_closed() {

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use inferential::proto;
 use inferential::wire;
 use inferential::zmq::{Context, IntOption, Message, Socket, SocketKind};
-use inferential::{ConnectionOptions, DType, Tensor, Tensors};
+use inferential::{Connection, ConnectionOptions, DType, Model, Tensor, Tensors};
 use prost::Message as _;
 
 /// Longest wait for anything that must come; far above what a busy machine needs.
@@ -26,6 +26,18 @@ pub const PATIENCE: Duration = Duration::from_millis(PATIENCE_MS);
 /// Settings for a machine so busy that a handshake may take seconds.
 pub fn patient(address: &str) -> ConnectionOptions {
     ConnectionOptions::new(address, "agent-01", "franka").connect_timeout_ms(PATIENCE_MS)
+}
+
+/// A connection and its handle of one model.
+pub fn connect(server: &Server) -> (Connection, Model) {
+    let connection = Connection::with_options(patient(&server.address)).unwrap();
+    let model = connection.model("policy", 30.0, 1);
+    (connection, model)
+}
+
+/// Sends an observation without tensors; its id.
+pub fn send(model: &Model) -> u64 {
+    model.observe().send().into_result().expect("sent")
 }
 
 /// An observation as the server got it.
@@ -167,18 +179,18 @@ impl Server {
         let thread = std::thread::spawn(move || {
             loop {
                 while let Some(request) = receive(&socket) {
-                    respond(&request).iter().for_each(|answer| send(&socket, answer));
+                    respond(&request).iter().for_each(|answer| transmit(&socket, answer));
                     let _ = request_sender.send(request);
                 }
                 for order in order_receiver.try_iter() {
                     match order {
-                        Order::Answer(answer) => send(&socket, &answer),
+                        Order::Answer(answer) => transmit(&socket, &answer),
                         Order::Stop => return,
                     }
                 }
                 // Sending may have taken in what the descriptor signalled.
                 if let Some(request) = receive(&socket) {
-                    respond(&request).iter().for_each(|answer| send(&socket, answer));
+                    respond(&request).iter().for_each(|answer| transmit(&socket, answer));
                     let _ = request_sender.send(request);
                     continue;
                 }
@@ -256,7 +268,7 @@ fn receive(socket: &Socket) -> Option<Request> {
     Some(Request { peer: frames[0].clone(), observation, payloads: frames.split_off(3) })
 }
 
-fn send(socket: &Socket, answer: &Answer) {
+fn transmit(socket: &Socket, answer: &Answer) {
     let mut frames = vec![
         Message::copy_of(&answer.peer).unwrap(),
         Message::new(),
