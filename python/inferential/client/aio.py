@@ -169,6 +169,7 @@ class AsyncConnection(BaseConnection):
         self._loop = loop
         self._waiters.clear()
         self._waiting_models.clear()
+        self._core.mend()  # an exception may have ended the loop before
         self._descriptors = self._core.socket.file_descriptors
         for descriptor in self._descriptors:
             loop.add_reader(descriptor, self._read_and_wake)

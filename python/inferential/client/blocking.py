@@ -10,11 +10,12 @@ from types import TracebackType
 from typing import Any
 
 from inferential.client.base import BaseConnection, BaseModel
-from inferential.client.core import Turn, deadline_after
+from inferential.client.core import deadline_after
 from inferential.client.observation import Defaults, Encode, draft
 from inferential.client.options import Options
 from inferential.client.reply import PingResult, Reply, Sent
 from inferential.client.session import Inbox, LinkState, Stats
+from inferential.client.turn import Turn
 from inferential.client.watchdog import Action, Fallback
 
 
@@ -111,9 +112,7 @@ class Connection(BaseConnection):
     @property
     def link_state(self) -> LinkState:
         """The link, as of now. Any thread may ask."""
-        with self._turn.glance() as mine:
-            if mine:  # else the call that runs keeps it up to date
-                self._core.read()
+        self._turn.glance(self._core.read)  # a call that is under way keeps it up to date
         return self._core.session.link
 
     def wait_until_up(self, timeout_ms: float | None = None) -> bool:

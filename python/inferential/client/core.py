@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from inferential import wire
@@ -17,61 +15,13 @@ from inferential.client.options import Options
 from inferential.client.reply import Reply, Sent
 from inferential.client.session import WAIT, Inbox, LinkState, Ping, Session, Verdict
 from inferential.client.socket import ClientSocket
-from inferential.errors import ConcurrentWaitError, ConfigError, ConnectionClosedError, ObservationError
+from inferential.errors import ConfigError, ConnectionClosedError, ObservationError
 from inferential.types import Body, Kind, Observation, is_number
 
 logger = logging.getLogger("inferential.client")
 
 _CONSTANTS = 64
 _LOOK_EVERY_S = 0.0001  # news of the link takes longer to come; a send that finds it broken looks at once
-
-
-class Turn:
-    """Lets one thread in at a time; a second one is told and does not wait, but for the end of a glance."""
-
-    __slots__ = ("_core", "_glancing", "_lock")
-
-    def __init__(self, core: Core) -> None:
-        self._lock = threading.Lock()
-        self._glancing = threading.RLock()  # a callback may ask for the state of the link
-        self._core = core
-
-    @contextlib.contextmanager
-    def glance(self) -> Iterator[bool]:
-        """A call that waits for nothing, for threads that only watch; gives whether it has the turn.
-
-        A call that finds it in progress waits for its end: a robot must not lose an action because somebody looked.
-        """
-        self._core.check_process()
-        if not self._glancing.acquire(blocking=False):
-            yield False
-            return
-        try:
-            entered = self._lock.acquire(blocking=False)
-            try:
-                yield entered
-            finally:
-                if entered:
-                    self._lock.release()
-        finally:
-            self._glancing.release()
-
-    def _acquire(self) -> bool:
-        if self._lock.acquire(blocking=False):
-            return True
-        with self._glancing:  # if it was a glance, it is over now
-            return self._lock.acquire(blocking=False)
-
-    def __enter__(self) -> None:
-        self._core.check_process()
-        if not self._acquire():
-            raise ConcurrentWaitError(
-                "another call on this connection is under way (another thread, or this one from within a callback); "
-                "use one connection per thread, or a lock of your own"
-            )
-
-    def __exit__(self, *exception: object) -> None:
-        self._lock.release()
 
 
 class Core:
@@ -91,6 +41,9 @@ class Core:
         self._pid = os.getpid()
         self._first_send_until_s: float | None = None
         self._looked_s = -math.inf
+        self._moving = (
+            False  # a message, or news of the link; still so in the next call where an exception ended the last one
+        )
         self._constants: dict[tuple[object, ...], bytes] = {}
         self.session = Session(hold_off=options.hold_off, request_timeout_s=options.request_timeout_ms / 1e3)
         self.socket = ClientSocket(options)
@@ -106,6 +59,21 @@ class Core:
             raise ConnectionClosedError(
                 "this connection was made before a fork, by the parent process; make a new one here"
             )
+
+    def mend(self) -> None:
+        """To be called before all else. Where the last call was ended in the midst of a message (by a KeyboardInterrupt, or what else a
+        signal handler raises), makes the link anew: what was sent or read by halves cannot be taken up again. What was outstanding
+        ends LINK_LOST.
+        """
+        if not self._moving:
+            return
+        changed = False
+        if self.session.link is not LinkState.CLOSED:
+            self.socket.reopen()
+            changed = self.session.link_down(time.monotonic())
+        self._moving = False
+        if changed:
+            self.tell_link()
 
     def read(self) -> None:
         """Takes in everything that has arrived, without waiting."""
@@ -127,6 +95,7 @@ class Core:
 
     def absorb(self, now: float) -> None:
         """Takes in one message that has arrived, or with news of the link everything."""
+        self._moving = True
         # Events are read first and acted on last: all frames that came before them are then seen before them.
         events = self.socket.link_events()
         receive = self.session.receive
@@ -136,6 +105,7 @@ class Core:
         for up in events:
             if self.session.link_up() if up else self.session.link_down(now):
                 self.tell_link()
+        self._moving = False
 
     def tell_link(self) -> None:
         """Calls on_link; what it raises is logged."""
@@ -197,14 +167,13 @@ class Core:
                 f"the metadata and all else but the tensors has {len(envelope)} bytes, more than max_message_bytes "
                 f"({self.options.max_message_bytes}): a server would drop the connection"
             )
+        self._moving = True
         sent = session.begin(inbox, d.slot, d.step_ms, timestamp_ns, time.monotonic())
         if sent.status is not None:
+            self._moving = False
             return sent
-        try:
-            through = self.socket.transmit(envelope, packed.frames or (b"",))
-        except BaseException:
-            session.not_sent(sent.request_id, "the socket failed")
-            raise
+        through = self.socket.transmit(envelope, packed.frames or (b"",))
+        self._moving = False
         if through:
             return sent
         sent = session.not_sent(sent.request_id, "the send queue is full")
@@ -253,7 +222,11 @@ class Core:
         observation = Observation(
             o.client_id, o.client_type, "", request_id, kind=kind, timestamp_ns=time.time_ns(), priority=1
         )
-        return self.socket.transmit(wire.encode_observation(observation), (b"",))
+        envelope = wire.encode_observation(observation)
+        self._moving = True
+        through = self.socket.transmit(envelope, (b"",))
+        self._moving = False
+        return through
 
     def shut(self) -> bool:
         """Ends what is outstanding and closes the sockets. Returns whether it was open."""

@@ -45,6 +45,12 @@ class Options:
         _flag("hold_off", self.hold_off)
         _flag("zero_copy", self.zero_copy)
 
+    @property
+    def is_ipv6(self) -> bool:
+        """Whether the server's address is a number of IPv6 and no name."""
+        host, _, _ = self.server.removeprefix("tcp://").rpartition(":")
+        return self.server.startswith("tcp://") and ":" in host
+
 
 def _address(server: object) -> str:
     if not isinstance(server, str) or not server.strip():

@@ -184,8 +184,8 @@ class Session:
         """The connection broke: every outstanding request ends LINK_LOST. Returns whether that is a change."""
         if self.link is not LinkState.UP:
             return False
-        self.link = LinkState.DOWN
         self._lose_all(now, "the link to the server went down before the reply came")
+        self.link = LinkState.DOWN
         self.server_version = None
         for inbox in self._inboxes.values():
             inbox.hold_off = None
@@ -200,8 +200,8 @@ class Session:
         return True
 
     def _lose_all(self, now: float, why: str) -> None:
-        self._stats.link_lost += len(self._outstanding)
         for pending in list(self._outstanding.values()):
+            self._stats.link_lost += 1
             self._end(pending, Status.LINK_LOST, why, now)
         for ping in self._pings.values():
             ping.ended = True
@@ -340,8 +340,7 @@ class Session:
         shift_ms = response.phase_shift_ms
         if 0 < shift_ms < math.inf:
             inbox.phase_shift_ms = shift_ms
-        self._forget(pending)
-        self._deliver(inbox, reply)
+        self._deliver(inbox, reply, pending)
 
     def _receive_bad(self, error: WireError, now: float) -> None:
         pending = self._outstanding.get(error.request_id)
@@ -384,7 +383,6 @@ class Session:
             )
 
     def _end(self, pending: Pending, status: Status, error: str, now: float) -> None:
-        self._forget(pending)
         reply = Reply(
             pending.inbox.model_id,
             pending.request_id,
@@ -396,16 +394,21 @@ class Session:
             sent_s=pending.sent_s,
             received_s=now,
         )
-        self._deliver(pending.inbox, reply)
+        self._deliver(pending.inbox, reply, pending)
 
     def _forget(self, pending: Pending) -> None:
         del self._outstanding[pending.request_id]
         del pending.inbox.outstanding[pending.request_id]
 
-    def _deliver(self, inbox: Inbox, reply: Reply) -> None:
+    def _deliver(self, inbox: Inbox, reply: Reply, ended: Pending | None = None) -> None:
         if len(inbox.replies) >= INBOX_REPLIES:
             inbox.replies.popleft()
             self._stats.replies_dropped += 1
+        if (
+            ended is not None
+        ):  # without a call from here on, in which a signal handler could raise and leave it without an outcome
+            del self._outstanding[ended.request_id]
+            del inbox.outstanding[ended.request_id]
         inbox.replies.append(reply)
 
     # --- handing out --------------------------------------------------------------------------------------------------

@@ -77,17 +77,20 @@ class ClientSocket:
     """
 
     def __init__(self, options: Options) -> None:
+        self._options = options
         self._zero_copy = options.zero_copy
         self._refusal_logged = False
-        self._message_news = self._link_news = self._link_read = False
-        self._linger_ms = options.linger_ms
-        context = _shared.acquire()
+        self._context = _shared.acquire()
         try:
-            dealer = context.socket(zmq.DEALER)
-        except zmq.ZMQError:  # no more sockets
-            self.release(wait=False)
+            self._open()
+        except BaseException as e:  # no more sockets, or no such address
+            self.release(wait=isinstance(e, ConfigError))
             raise
-        self._dealer = dealer
+
+    def _open(self) -> None:
+        options = self._options
+        self._message_news = self._link_news = self._link_read = False
+        dealer = self._dealer = self._context.socket(zmq.DEALER)
         # pyzmq's own send only looks for options that are never given here, which takes as long as sending.
         self._send: Any = super(zmq.Socket, dealer).send
         heartbeat_ms = int(options.heartbeat_ms)
@@ -105,14 +108,14 @@ class ClientSocket:
             (zmq.MAXMSGSIZE, options.max_message_bytes),
         ):
             dealer.set(option, value)
-        if "[" in options.server or options.server.count(":") > 2:
+        if options.is_ipv6:
             dealer.set(zmq.IPV6, 1)  # not always: it would look up the IPv6 addresses of names, too
         dealer.copy_threshold = _ZERO_COPY_BYTES
         # Not get_monitor_socket(), whose queue is bounded: a program that is idle reads no events, and where it was full ZMQ's thread would
         # wait for room, and with it all connections of the process.
         endpoint = f"inproc://inferential-link-{next(_monitors)}"
         dealer.monitor(endpoint, _UP | _DOWN | _REFUSED)
-        self._monitor = context.socket(zmq.PAIR)
+        self._monitor = self._context.socket(zmq.PAIR)
         self._monitor.set(zmq.RCVHWM, 0)
         self._monitor.connect(endpoint)
         self._poll_set = [(dealer, _POLLIN), (self._monitor, _POLLIN)]
@@ -120,10 +123,14 @@ class ClientSocket:
             dealer.connect(options.server)
         except zmq.ZMQError as e:
             self.close()
-            self.release(wait=True)
             raise ConfigError(
                 f"server is {options.server!r}: {e}; it must be an address as in 'tcp://localhost:5555'"
             ) from None
+
+    def reopen(self) -> None:
+        """Makes new sockets. What the old ones still hold is lost."""
+        self._close(0)
+        self._open()
 
     def poll(self, timeout_ms: int) -> bool:
         """Whether anything has arrived, a message or a link event; waits for it up to `timeout_ms`."""
@@ -214,9 +221,13 @@ class ClientSocket:
 
     def close(self) -> None:
         """Closes the sockets; what was sent still has the linger time to leave."""
-        self._dealer.disable_monitor()
+        self._close(self._options.linger_ms)
+
+    def _close(self, linger_ms: int) -> None:
+        if not self._dealer.closed:  # reopen() may not have come to an end
+            self._dealer.disable_monitor()
         self._monitor.close(0)
-        self._dealer.close(self._linger_ms)
+        self._dealer.close(linger_ms)
 
     def release(self, *, wait: bool) -> None:
         """Gives back the shared context, once. Where this was the last connection, `wait` waits until what was sent has left, at most

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
+import random
+import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +18,7 @@ import numpy as np
 import pytest
 
 from inferential import AsyncConnection, Connection, Hold, LinkState, Reason, Source, Status, images
+from inferential.client.turn import Turn
 from inferential.errors import ConcurrentWaitError, ConnectionClosedError, ObservationError
 from inferential.types import Encoding, Kind
 from tests.integration.raw_server import WAIT_S, RawServer, Received, echo, echo_v1, silent
@@ -759,6 +763,132 @@ def test_who_only_looks_costs_nobody_a_call(server: RawServer) -> None:
             over.set()
             for thread in watching:
                 thread.join(WAIT_S)
+
+
+class Struck(Exception):  # noqa: N818
+    """What the signal handlers of these tests raise, as that of Ctrl-C raises KeyboardInterrupt."""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of frames, in which it struck
+def test_a_call_that_a_signal_ends_costs_no_more_than_the_link(server: RawServer) -> None:
+    """At whatever moment it strikes: no lock stays taken, no message is glued to the next one, no request stays without an outcome."""
+    armed = False
+
+    def interrupt(*_: object) -> None:
+        if armed:
+            raise Struck
+
+    moments = random.Random(7)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with Connection(server.address, "robot", connect_timeout_ms=LONG_MS) as conn:
+            model = conn.model("policy")
+            ended: set[int] = set()
+
+            def take() -> Any:
+                reply = model.next_reply(LONG_MS)
+                if reply is not None:
+                    assert reply.request_id not in ended
+                    ended.add(reply.request_id)
+                return reply
+
+            for i in range(300):
+                assert conn.wait_until_up(LONG_MS)
+                try:
+                    try:
+                        armed = True
+                        signal.setitimer(signal.ITIMER_REAL, moments.uniform(5e-6, 1e-3))
+                        for _ in range(
+                            20
+                        ):  # an exception in the destructor of a frame of pyzmq's is lost: without an end it could go on
+                            model.observe(x=STATE)
+                            take()
+                    finally:
+                        armed = False
+                except Struck:
+                    pass
+                while take() is not None:
+                    pass
+                assert model.outstanding == 0
+                assert conn.wait_until_up(LONG_MS)
+                sent = model.observe(x=np.full(7, i))
+                reply = take()
+                assert (reply.request_id, reply.status) == (sent.request_id, Status.OK)
+                np.testing.assert_array_equal(reply["x"], np.full(7, i))
+            assert conn.stats.bad_replies == 0
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_no_exception_on_the_way_into_a_call_leaves_the_lock_taken(server: RawServer) -> None:
+    with Connection(server.address, "robot", connect_timeout_ms=LONG_MS) as conn:
+        model = conn.model("policy")
+        for line in itertools.count():
+            left = line
+
+            def trace(frame: Any, event: str, _: object) -> Any:
+                nonlocal left
+                if frame.f_code is not Turn.__enter__.__code__:
+                    return None
+                if event in ("call", "line"):
+                    left -= 1
+                    if left < 0:
+                        raise Struck
+                return trace
+
+            debugger = sys.gettrace()
+            sys.settrace(trace)
+            try:
+                model.get_result(0)
+                assert conn.stats is not None
+            except Struck:
+                pass
+            finally:
+                sys.settrace(debugger)
+            assert model.observe(x=STATE) or conn.wait_until_up(LONG_MS)
+            if left >= 0:
+                break
+        assert line > 8
+
+
+def test_a_link_callback_that_ends_the_call(server: RawServer) -> None:
+    states: list[LinkState] = []
+
+    def on_link(state: LinkState) -> None:
+        states.append(state)
+        if len(states) == 1:
+            raise KeyboardInterrupt
+
+    with Connection(server.address, "robot", connect_timeout_ms=LONG_MS, on_link=on_link) as conn:
+        model = conn.model("policy")
+        with pytest.raises(KeyboardInterrupt):
+            model.observe(x=STATE)
+        assert conn.wait_until_up(LONG_MS)
+        assert model.observe(x=STATE)
+        assert model.get_result(LONG_MS) is not None
+        assert states == [LinkState.UP, LinkState.DOWN, LinkState.UP]
+
+
+def test_an_asyncio_connection_goes_on_in_the_loop_after_the_one_that_was_ended(server: RawServer) -> None:
+    def on_link(state: LinkState) -> None:
+        states.append(state)
+        if len(states) == 1:
+            raise KeyboardInterrupt
+
+    async def round_trip() -> None:
+        assert await conn.wait_until_up(LONG_MS)
+        assert await model.observe(x=STATE)
+        assert await model.get_result(LONG_MS) is not None
+
+    states: list[LinkState] = []
+    conn = AsyncConnection(server.address, "robot", connect_timeout_ms=LONG_MS, on_link=on_link)
+    model = conn.model("policy")
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(round_trip())
+    asyncio.run(round_trip())
+    asyncio.run(conn.close())
+    assert states == [LinkState.UP, LinkState.DOWN, LinkState.UP, LinkState.CLOSED]
 
 
 def test_the_child_of_a_fork_leaves_the_loop_of_its_parent_alone(server: RawServer) -> None:
