@@ -13,6 +13,7 @@ import inspect
 import math
 import operator
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
@@ -171,8 +172,11 @@ class AsyncConnection(BaseConnection):
         self._waiting_models.clear()
         self._core.mend()  # an exception may have ended the loop before
         self._descriptors = self._core.socket.file_descriptors
+        readable = weakref.WeakMethod(
+            self._read_and_wake
+        )  # a connection that was forgotten must not live as long as its loop
         for descriptor in self._descriptors:
-            loop.add_reader(descriptor, self._read_and_wake)
+            loop.add_reader(descriptor, _call, readable)
         self._read_and_wake()
 
     def _detach(self) -> None:
@@ -365,3 +369,9 @@ class AsyncModel(BaseModel):
 def _end_wait(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+def _call(method: weakref.WeakMethod[Callable[[], None]]) -> None:
+    found = method()
+    if found is not None:
+        found()

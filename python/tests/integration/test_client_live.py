@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import itertools
 import random
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -889,6 +891,22 @@ def test_an_asyncio_connection_goes_on_in_the_loop_after_the_one_that_was_ended(
     asyncio.run(round_trip())
     asyncio.run(conn.close())
     assert states == [LinkState.UP, LinkState.DOWN, LinkState.UP, LinkState.CLOSED]
+
+
+def test_an_asyncio_connection_that_nobody_has_any_more_leaves_its_loop(server: RawServer) -> None:
+    async def round_trip() -> weakref.ref[AsyncConnection]:
+        conn = AsyncConnection(server.address, "robot", connect_timeout_ms=LONG_MS)
+        model = conn.model("policy")
+        assert await model.observe(x=STATE)
+        assert await model.get_result(LONG_MS) is not None
+        return weakref.ref(conn)
+
+    async def main() -> None:
+        conn = await round_trip()
+        gc.collect()
+        assert conn() is None
+
+    asyncio.run(main())
 
 
 def test_the_child_of_a_fork_leaves_the_loop_of_its_parent_alone(server: RawServer) -> None:
