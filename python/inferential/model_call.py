@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import numbers
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -35,6 +36,7 @@ logger = logging.getLogger("inferential.model")
 _ASYNC_WHERE_SYNC = "the model handed out a coroutine from a sync method: declare the method with `async def`"
 # Whatever else a model raises is its failure: it must not take its loop, its replica or the server along.
 _PASSED_ON = (KeyboardInterrupt, GeneratorExit, asyncio.CancelledError)
+DEFAULT_MAX_BATCH_SIZE = 32
 LOG_INTERVAL_S = 10.0  # a model that fails on every call must not fill the disk
 
 
@@ -118,6 +120,19 @@ class Prepared:
         self.inference_s = 0.0
 
 
+def count(what: str, value: Any) -> int | None:
+    """The value as an int, where it is a whole number of 1 or more that messages can carry, or None.
+
+    Raises:
+        ConfigError: it is anything else; names it by `what`.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 1 <= int(value) < 2**32:
+        raise ConfigError(f"{what} is {value!r}, must be a whole number from 1 to {2**32 - 1}")
+    return int(value)
+
+
 class ModelCall:
     """One model object, and how to call it.
 
@@ -127,6 +142,7 @@ class ModelCall:
     Attributes:
         is_async: whether the model must run on an event loop.
         batched: whether it takes batches.
+        max_batch_size: how many requests a call of it may have; 1 where it takes no batches.
     """
 
     def __init__(self, model: Any, name: str) -> None:
@@ -156,6 +172,8 @@ class ModelCall:
         self._batch_context = infer_batch is not None and takes_context(infer_batch)
         self._wants_context = self._infer_context or self._batch_context
         self.batched = infer_batch is not None
+        own = getattr(model, "max_batch_size", None) if self.batched else 1
+        self.max_batch_size: int = count(f"model {name!r}: max_batch_size", own) or DEFAULT_MAX_BATCH_SIZE
         self._plain = infer is not None and not self._infer_context
         self.is_async = any(is_async(m) for m in (infer, infer_batch) if m is not None)
         self._logged_at = -INFINITY

@@ -35,7 +35,6 @@ from inferential.backends.link import Endpoint, pb
 from inferential.errors import describe
 from inferential.model_call import Item, ModelCall, Prepared
 from inferential.scheduling.request import INFINITY, CallResult, ItemError
-from inferential.types import Body
 
 logger = logging.getLogger("inferential.replica")
 
@@ -53,6 +52,8 @@ TOGETHER_BYTES = 16_384
 """Answers share a message until it has so many."""
 SMALL_BYTES = 32_768
 """Results of no more than this are copied before the next call begins."""
+MAX_FRAME_BYTES = 2**63 - 1
+"""Of a server that has not told."""
 _ENTRY_BYTES = 256  # what an entry of a result takes to encode, whatever its size, in bytes
 _RELEVANT = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
@@ -80,6 +81,8 @@ class _Server:
     """The server has been shown who this is: it attaches this replica, whose side of it is yet to hear so."""
     attached: bool = False
     credits: int = 0
+    max_frame_bytes: int = MAX_FRAME_BYTES
+    """It takes no longer frame."""
     drained: bool = False
     left: bool = False
     refused: str = ""
@@ -599,6 +602,7 @@ class ReplicaLinks:
                     self._prove(server, message.challenge)
                 elif kind == "welcome":
                     server.attached = True
+                    server.max_frame_bytes = message.welcome.max_frame_bytes or MAX_FRAME_BYTES
                     server.waiting, server.replicas = 0, 1  # what it takes for granted that a replica knows
                     server.credits = self._limit
                     server.refused = ""
@@ -902,11 +906,18 @@ class ReplicaLinks:
         if job.ahead_s is not None:
             sent.ahead_ms = job.ahead_s * 1e3
         frames: list[Any] = []
+        most = job.server.max_frame_bytes
         for item in result.items:
-            if isinstance(item, Body):
-                link.put_payload(sent.items.add(envelope=item.envelope), item.frames, frames)
-            else:
+            if isinstance(item, ItemError):
                 sent.items.add(failed=True, error=item.message, expired=item.expired)
+            elif (longest := max(map(link.size_bytes, (item.envelope, *item.frames)))) > most:
+                error = (
+                    f"the result has a part of {longest} bytes, the server takes {most} (4 times its transport.max_message_bytes, "
+                    "at least 64 MiB)"
+                )
+                sent.items.add(failed=True, error=error)
+            else:
+                link.put_payload(sent.items.add(envelope=item.envelope), item.frames, frames)
         return job, message.SerializeToString(), frames
 
     def _encode_failure(self, job: _Job, error: BaseException) -> tuple[_Job, bytes, list[Any]]:

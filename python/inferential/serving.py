@@ -21,6 +21,8 @@ import logging
 import os
 import time
 import types
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from inferential.errors import ConfigError
@@ -32,7 +34,7 @@ logger = logging.getLogger("inferential.replica")
 
 C = TypeVar("C", bound=type)
 
-DEFAULT_MAX_BATCH_SIZE = 32
+_MOST_ONGOING = 16_384  # who sets more means "no bound"; a place for each of so many calls costs a megabyte
 
 
 def servable(cls: C) -> C:
@@ -102,7 +104,7 @@ class _Servable:
         if inspect.iscoroutinefunction(warm_up) or ModelCall(self, _replica_context().app_name).is_async:
             return None, warm_up()
         thread = ModelThread("inferential-model-0")
-        return thread, thread.submit(warm_up)
+        return thread, thread.submit(partial(_run_sync, warm_up))
 
     def _inferential_attach(self, thread: ModelThread | None) -> None:
         import ray
@@ -115,11 +117,10 @@ class _Servable:
         identity = Identity(
             f"{context.deployment}#{context.replica_tag}", context.app_name, ray.get_runtime_context().get_node_id()
         )
-        size = int(getattr(self, "max_batch_size", DEFAULT_MAX_BATCH_SIZE)) if model.batched else 1
         links = ReplicaLinks(
             model,
             identity,
-            max_batch_size=size,
+            max_batch_size=model.max_batch_size,
             max_ongoing=_max_ongoing_requests,
             loop=asyncio.get_running_loop(),
             thread=thread,
@@ -155,6 +156,14 @@ class _Servable:
             result = theirs()
             if inspect.isawaitable(result):
                 await result
+
+
+def _run_sync(warm_up: Callable[[], Any]) -> None:
+    made = warm_up()
+    if inspect.isawaitable(made):
+        if inspect.iscoroutine(made):
+            made.close()
+        raise ConfigError("warm_up handed out a coroutine from a sync method: declare the method with `async def`")
 
 
 def _normal_priority() -> None:
@@ -207,7 +216,7 @@ def _setting(name: str, default: float) -> Any:
 
 
 def _max_ongoing_requests() -> int:
-    return int(_setting("max_ongoing_requests", 5))
+    return min(int(_setting("max_ongoing_requests", 5)), _MOST_ONGOING)
 
 
 def _drain_timeout_s() -> float:

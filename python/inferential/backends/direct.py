@@ -81,6 +81,7 @@ class DirectPath:
 
     def __init__(self, config: InferentialConfig, models: Sequence[str], events: BackendEvents) -> None:
         self._config = config
+        self._max_frame_bytes = max(4 * config.transport.max_message_bytes, RESULT_BYTES)
         self._models = tuple(models)
         self._events = events
         self._peers: dict[bytes, _Peer] = {}
@@ -113,7 +114,7 @@ class DirectPath:
             (zmq.LINGER, 0),
             (zmq.SNDHWM, 10_000),  # calls are bounded by credits
             (zmq.RCVHWM, 10_000),
-            (zmq.MAXMSGSIZE, max(4 * self._config.transport.max_message_bytes, RESULT_BYTES)),
+            (zmq.MAXMSGSIZE, self._max_frame_bytes),
             (zmq.HEARTBEAT_IVL, max(50, int(timeout_ms / 4))),
             (zmq.HEARTBEAT_TIMEOUT, max(100, int(timeout_ms * 3 / 4))),
         ):
@@ -404,7 +405,7 @@ class DirectPath:
             self._gone(old, "it attached anew")
         peer.attached = True
         self._replicas[hello.replica] = peer
-        self._say(peer, pb.ToReplica(welcome=pb.Welcome()))
+        self._say(peer, pb.ToReplica(welcome=pb.Welcome(max_frame_bytes=self._max_frame_bytes)))
         logger.info("replica %s of model %s attached", hello.replica, hello.model)
         self._announce(peer)
         for other in list(self._replicas.values()):

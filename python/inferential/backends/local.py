@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import numbers
 import queue
 import threading
 from collections.abc import Callable, Mapping
@@ -13,14 +12,13 @@ from typing import Any, Protocol
 
 from inferential.backends.base import BackendEvents
 from inferential.errors import ConfigError, describe
-from inferential.model_call import Item, ModelCall
+from inferential.model_call import Item, ModelCall, count
 from inferential.scheduling.request import Call, CallError, CallResult, Replica
 from inferential.types import by_fields
 
 logger = logging.getLogger("inferential.local")
 
 READY_WAIT_S = 0.5
-DEFAULT_MAX_BATCH_SIZE = 32
 DEFAULT_ASYNC_CONCURRENCY = 16
 
 
@@ -51,15 +49,12 @@ def local(model: Any, *, inline: Any = False, max_batch_size: Any = None, concur
     Raises:
         ConfigError: a number is none, or out of range.
     """
-    return LocalModel(model, bool(inline), _count("max_batch_size", max_batch_size), _count("concurrency", concurrency))
-
-
-def _count(name: str, value: Any) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < 1:
-        raise ConfigError(f"local model: {name} is {value!r}, must be a whole number, 1 or more")
-    return int(value)
+    return LocalModel(
+        model,
+        bool(inline),
+        count("local model: max_batch_size", max_batch_size),
+        count("local model: concurrency", concurrency),
+    )
 
 
 class _Runner(Protocol):
@@ -306,10 +301,7 @@ class LocalBackend:
             else:
                 runner = _Threads(model, events, loop, concurrency)
             self._runners[name] = runner
-            batch = 1
-            if model.batched:
-                own = _count("max_batch_size", getattr(declared.model, "max_batch_size", None))
-                batch = declared.max_batch_size or own or DEFAULT_MAX_BATCH_SIZE
+            batch = (declared.max_batch_size if model.batched else None) or model.max_batch_size
             replica = Replica(f"{name}/local", name, concurrency, batch, "local")
             warm.append(loop.create_future())
             runner.warm_up(_warmed_up(events, replica, warm[-1]))

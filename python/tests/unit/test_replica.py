@@ -40,9 +40,9 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Store:
 
 
 @asynccontextmanager
-async def server(store: Store) -> AsyncIterator[Driver]:
+async def server(store: Store, config: InferentialConfig | None = None) -> AsyncIterator[Driver]:
     driver = Driver(None)  # type: ignore[arg-type]
-    config = InferentialConfig()
+    config = config or InferentialConfig()
     # A busy machine may keep libzmq's threads waiting for more than a second.
     config.dispatch.health_timeout_ms = 60_000.0
     path = DirectPath(config, ["m"], driver)
@@ -230,6 +230,33 @@ def test_calls_of_one_round_each_get_their_own_result(store: Store, kind: type[M
                     found = decode(item)
                     assert found["word"] == word
                     np.testing.assert_array_equal(found["pad"], pad[::-1])
+
+    asyncio.run(main())
+
+
+class Long:
+    """Gives as many bytes as it is asked for."""
+
+    def infer_batch(self, batch: list[dict[str, Any]]) -> list[Any]:
+        return [np.zeros(obs["n"], np.uint8) for obs in batch]
+
+
+def test_a_result_that_the_server_does_not_take_fails_alone(store: Store) -> None:
+    """Sent, it would cost the replica its link, and the calls of others with that."""
+
+    async def main() -> None:
+        config = InferentialConfig()
+        config.transport.max_message_bytes = 1_000_000
+        async with server(store, config) as driver, replica(Long()):
+            (r,) = await driver.replica("m")
+            sizes = (7, direct.RESULT_BYTES, direct.RESULT_BYTES + 1, 7)
+            result = await driver.outcome(driver.start_call(r, [driver.request("m", n=n) for n in sizes]))
+            assert isinstance(result, CallResult)
+            a, b, too_long, c = result.items
+            assert [decode(item)["actions"].nbytes for item in (a, b, c)] == [7, direct.RESULT_BYTES, 7]
+            assert isinstance(too_long, ItemError)
+            assert f"{direct.RESULT_BYTES + 1} bytes, the server takes {direct.RESULT_BYTES}" in too_long.message
+            assert await driver.replica("m") == [r]
 
     asyncio.run(main())
 

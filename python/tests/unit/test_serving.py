@@ -185,6 +185,40 @@ def test_a_failed_warm_up_fails_the_replica(monkeypatch: pytest.MonkeyPatch) -> 
     asyncio.run(main())
 
 
+def test_a_warm_up_that_nobody_would_await_fails_the_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    @servable
+    class Disguised:
+        def infer(self, obs: Any) -> Any:
+            return obs
+
+        def warm_up(self) -> Any:
+            return asyncio.sleep(0)
+
+    async def main() -> None:
+        with pytest.raises(ConfigError, match="async def"):
+            await made_by_serve(Disguised, monkeypatch)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("size", [0, -3, 2.5, True, "many", 2**32])
+def test_a_batch_size_that_is_none_fails_the_replica(monkeypatch: pytest.MonkeyPatch, size: Any) -> None:
+    @servable
+    class Odd:
+        max_batch_size = size
+
+        def infer_batch(self, batch: list[Any]) -> list[Any]:
+            return batch
+
+    async def main() -> None:
+        with pytest.raises(
+            ConfigError, match=f"max_batch_size is {size!r}, must be a whole number from 1 to 4294967295"
+        ):
+            await made_by_serve(Odd, monkeypatch)
+
+    asyncio.run(main())
+
+
 def test_own_destructor_still_runs() -> None:
     ended: list[str] = []
 

@@ -31,7 +31,7 @@ def test_inline_is_true_or_false(inline: Any, kept: bool) -> None:
 def test_what_is_no_count_is_named(name: str, value: Any) -> None:
     with pytest.raises(ConfigError) as e:
         local(len, **{name: value})
-    assert f"{name} is {value!r}, must be a whole number, 1 or more" in str(e.value)
+    assert f"{name} is {value!r}, must be a whole number from 1 to 4294967295" in str(e.value)
 
 
 def test_a_batch_is_as_large_as_the_model_says() -> None:

@@ -76,8 +76,10 @@ class Proof(_message.Message):
     def __init__(self, proof: _Optional[bytes] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("max_frame_bytes",)
+    MAX_FRAME_BYTES_FIELD_NUMBER: _ClassVar[int]
+    max_frame_bytes: int
+    def __init__(self, max_frame_bytes: _Optional[int] = ...) -> None: ...
 
 class Refused(_message.Message):
     __slots__ = ("reason",)
