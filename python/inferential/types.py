@@ -7,6 +7,7 @@ dataclass takes seven times as long.
 from __future__ import annotations
 
 import enum
+import math
 import numbers
 import operator
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,14 @@ Buffer: TypeAlias = Any  # anything with the buffer protocol: bytes, memoryview,
 def is_number(value: object) -> bool:
     """Whether it is a real number, Python's or numpy's; True and False are none."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def as_float(number: Any) -> float:
+    """A number as a float; infinite where it is an integer beyond all floats."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
 
 
 def by_fields(value: Any) -> tuple[Any, ...]:

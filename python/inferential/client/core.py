@@ -16,7 +16,7 @@ from inferential.client.reply import Reply, Sent
 from inferential.client.session import WAIT, Inbox, LinkState, Ping, Session, Verdict
 from inferential.client.socket import ClientSocket
 from inferential.errors import ConfigError, ConnectionClosedError, ObservationError
-from inferential.types import Body, Kind, Observation, is_number
+from inferential.types import Body, Kind, Observation, as_float, is_number
 
 logger = logging.getLogger("inferential.client")
 
@@ -314,4 +314,4 @@ def deadline_after(timeout_ms: Any, now: float) -> float:
         raise ValueError(
             f"timeout_ms is {timeout_ms!r}; it must be 0 or more, or None to wait for as long as requests are outstanding"
         )
-    return now + float(timeout_ms) / 1e3
+    return now + as_float(timeout_ms) / 1e3

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from inferential.errors import ObservationError
-from inferential.types import MAX_NAME_BYTES, MAX_PRIORITY, EncodedImage, is_number
+from inferential.types import MAX_NAME_BYTES, MAX_PRIORITY, EncodedImage, as_float, is_number
 from inferential.wire import MAX_TENSORS
 
 ImageFormat: TypeAlias = "str | tuple[str, int]"
@@ -114,6 +114,10 @@ def draft(
         if key in d.tensors:
             raise ObservationError(f"{key!r} is the name of a tensor and of a metadata string; rename one")
     if timestamps_ns is not None:
+        if not isinstance(timestamps_ns, Mapping):
+            raise ObservationError(
+                f"timestamps_ns is a {type(timestamps_ns).__name__}; it must map names of tensors to nanoseconds"
+            )
         d.timestamps_ns = measured = {}
         for key, value in timestamps_ns.items():
             if key not in d.tensors:
@@ -213,7 +217,7 @@ def check_number(name: str, value: Any, low: float, high: float) -> float:
         if not is_number(value):
             hint = f"; an array of that name goes into tensors={{{name!r}: ...}}" if hasattr(value, "__array__") else ""
             raise ObservationError(f"{name} is {_described(value)}; it must be a number{hint}")
-        value = float(value)
+        value = as_float(value)
     if not low <= value <= high:  # NaN too
         wanted = f"{low:g}..{high:g}"
         raise ObservationError(f"{name} is {value!r}; it must be {wanted}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
-import math
+import numbers
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from inferential.errors import ConfigError
-from inferential.types import MAX_NAME_BYTES
+from inferential.types import MAX_NAME_BYTES, as_float, is_number
 
 _SCHEME = re.compile(r"[a-z]+://")
 _TCP = re.compile(r"tcp://(?:[^;]*;)?(.+):(\d+)", re.DOTALL)  # a source address may come first
@@ -36,12 +37,15 @@ class Options:
         if not self.client_id:
             raise ConfigError("client_id must not be empty; give each client a name of its own")
         _name("client_type", self.client_type)
-        _in_range("connect_timeout_ms", self.connect_timeout_ms, 0, math.inf)
-        _in_range("request_timeout_ms", self.request_timeout_ms, 1, math.inf)
-        _whole("heartbeat_ms", self.heartbeat_ms, 300, 1000)
-        _whole("linger_ms", self.linger_ms, 0, 10_000)
-        _whole("max_message_bytes", self.max_message_bytes, 1, 2**62)
-        _whole("high_water_mark", self.high_water_mark, 1, 2**30)
+        for setting, least in (("connect_timeout_ms", 0), ("request_timeout_ms", 1)):
+            object.__setattr__(self, setting, _number(setting, getattr(self, setting), least))
+        for setting, least, most in (
+            ("heartbeat_ms", 300, 1000),
+            ("linger_ms", 0, 10_000),
+            ("max_message_bytes", 1, 2**62),
+            ("high_water_mark", 1, 2**30),
+        ):
+            object.__setattr__(self, setting, _whole(setting, getattr(self, setting), least, most))
         _flag("hold_off", self.hold_off)
         _flag("zero_copy", self.zero_copy)
 
@@ -88,14 +92,16 @@ def _name(setting: str, value: object) -> None:
         raise ConfigError(f"{setting} has {size} bytes; it may have {MAX_NAME_BYTES}")
 
 
-def _in_range(setting: str, value: object, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise ConfigError(f"{setting} is {value!r}; it must be a number from {low} to {high}")
+def _number(setting: str, value: Any, least: float) -> float:
+    if not is_number(value) or not least <= value:  # NaN too
+        raise ConfigError(f"{setting} is {value!r}; it must be a number of {least} or more")
+    return as_float(value)
 
 
-def _whole(setting: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ConfigError(f"{setting} is {value!r}; it must be a whole number from {low} to {high}")
+def _whole(setting: str, value: object, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= int(value) <= most:
+        raise ConfigError(f"{setting} is {value!r}; it must be a whole number from {least} to {most}")
+    return int(value)
 
 
 def _flag(setting: str, value: object) -> None:

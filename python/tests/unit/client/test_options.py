@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from inferential import AsyncConnection, Connection
+from inferential.client import core
 from inferential.client.options import Options
 from inferential.errors import ConfigError
 
@@ -47,6 +49,7 @@ def test_tcp_may_be_left_out(given: str, means: str) -> None:
         ({"client_type": 3}, ["client_type", "3"]),
         ({"connect_timeout_ms": -1}, ["connect_timeout_ms", "-1"]),
         ({"request_timeout_ms": 0}, ["request_timeout_ms"]),
+        ({"request_timeout_ms": float("nan")}, ["request_timeout_ms", "nan", "1 or more"]),
         ({"heartbeat_ms": 200}, ["heartbeat_ms", "300", "1000"]),
         ({"heartbeat_ms": True}, ["heartbeat_ms"]),
         ({"linger_ms": -1}, ["linger_ms"]),
@@ -69,3 +72,12 @@ def test_a_wrong_setting_is_named(values: dict[str, Any], says: list[str]) -> No
 def test_what_cannot_be_called_is_no_on_link(connection: Any) -> None:
     with pytest.raises(ConfigError, match="on_link is 5; it must be a function that takes a LinkState"):
         connection("localhost:5555", "robot", on_link=5)
+
+
+def test_numbers_of_numpy_and_great_ones_are_numbers() -> None:
+    found = Options(
+        "localhost:5555", "robot", connect_timeout_ms=np.float32(7), linger_ms=np.int64(8), request_timeout_ms=10**400
+    )
+    assert [(type(v), v) for v in (found.connect_timeout_ms, found.linger_ms)] == [(float, 7.0), (int, 8)]
+    assert found.request_timeout_ms > 1e100
+    assert core.deadline_after(10**400, 1.0) > 1e100
