@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
 INPUTS = "/engine/inputs"
 DECISIONS = "/engine/decisions"
-logger = logging.getLogger("inferential.recording")
+MOST_WAITING = 100_000
+MOST_WAITING_BYTES = 256 * 1024 * 1024
 
-QUEUE_LIMIT = 100_000
+logger = logging.getLogger("inferential.recording")
 
 
 class RecordingError(InferentialError):
@@ -40,8 +41,8 @@ class RecordingError(InferentialError):
 class Recorder:
     """Writes a recording on a thread of its own, so that the disk never holds up the server.
 
-    If the disk falls more than QUEUE_LIMIT messages behind, messages are dropped and counted in `dropped`; the file then says that
-    it is not whole, and replay refuses it. Methods are called from the server's event loop only.
+    If the disk falls more than MOST_WAITING messages or MOST_WAITING_BYTES behind, messages are dropped and counted in `dropped`; the
+    file then says that it is not whole, and replay refuses it. Methods are called from the server's event loop only.
     """
 
     def __init__(self, path: Path, *, config_json: str, models: Sequence[str], payloads: bool = False) -> None:
@@ -66,6 +67,8 @@ class Recorder:
             "inferential", {"version": __version__, "config": config_json, "models": json.dumps(list(models))}
         )
         self._failed = False
+        self._given_bytes = 0  # counted by who gives
+        self._taken_bytes = 0  # counted by the thread that takes
         self._schemas: dict[str, int] = {}
         self._channels: dict[str, int] = {}
         self._describe: Callable[[Any], Any] = build_file_descriptor_set
@@ -106,14 +109,17 @@ class Recorder:
         self._put(topic, pb.Payload, now, payload.SerializeToString())
 
     def _put(self, topic: str, schema: type[Any], now: float, data: bytes) -> None:
-        if self._failed or self._queue.qsize() >= QUEUE_LIMIT:
+        waiting_bytes = self._given_bytes - self._taken_bytes
+        if self._failed or self._queue.qsize() >= MOST_WAITING or waiting_bytes >= MOST_WAITING_BYTES:
             self.dropped += 1
             return
+        self._given_bytes += len(data)
         self._queue.put((topic, schema, now, data))
 
     def _run(self) -> None:
         try:
-            self._write()
+            with self._file:
+                self._write()
         except Exception:  # most often the disk is full
             self._failed = True
             logger.exception("recording: %s cannot be written; nothing more is recorded", self._file.name)
@@ -124,6 +130,7 @@ class Recorder:
     def _write(self) -> None:
         while (item := self._queue.get()) is not None:
             topic, schema, now, data = item
+            self._taken_bytes += len(data)
             channel = self._channels.get(topic)
             if channel is None:
                 channel = self._channels[topic] = self._writer.register_channel(topic, "protobuf", self._schema(schema))
@@ -131,7 +138,6 @@ class Recorder:
             self._writer.add_message(channel, at, data, at)
         self._writer.add_metadata("inferential.end", {"dropped": str(self.dropped)})
         self._writer.finish()
-        self._file.close()
 
     def _schema(self, message: type[Any]) -> int:
         name = message.DESCRIPTOR.full_name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inferential import AsyncConnection, Server
+from inferential import AsyncConnection, Server, recording
 from inferential._proto.inferential.recording.v1 import recording_pb2 as pb
 from inferential.config.schema import InferentialConfig
 from inferential.engine import Engine
@@ -203,6 +204,22 @@ def test_a_recording_meets_other_strategies_in_the_simulator(tmp_path: Path) -> 
     assert sum(recorded["statuses"].values()) == answered
     assert same["in_time"] > 0
     assert simulate(scenario) == rows  # the same recording gives the same prediction
+
+
+def test_what_waits_for_a_slow_disk_is_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "MOST_WAITING_BYTES", 1_000_000)
+    recorder = Recorder(tmp_path / "slow.mcap", config_json="{}", models=["m"], payloads=True)
+    disk, write = threading.Event(), recorder._writer.add_message
+    monkeypatch.setattr(recorder._writer, "add_message", lambda *args: disk.wait(20.0) and write(*args))
+    for i in range(100):
+        recorder.reply(float(i), "m", [b"", b"", bytes(100_000)])
+        assert recorder._given_bytes - recorder._taken_bytes < 1_200_000
+    assert recorder.dropped > 100, "of 100 envelopes and 100 payloads"
+    disk.set()
+    recorder.close()
+    assert recorder._given_bytes == recorder._taken_bytes
+    with pytest.raises(RecordingError, match="dropped"):
+        open_recording(recorder.path)
 
 
 def test_a_disk_that_is_full_is_told_and_keeps_nothing_in_memory(caplog: pytest.LogCaptureFixture) -> None:
