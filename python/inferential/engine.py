@@ -312,10 +312,11 @@ class Engine:
         size = len(call.requests)
         service = model.service
         predicted = service.mean(size) + (0.0 if call.followed else service.overhead_s)
+        speed = model.speed(replica)
         if service.known and predicted > 0.0:
             replica.took(took / predicted)
             model.replicas.changed(replica)
-        service.learn(size, took, from_idle=not call.followed, inference_s=result.inference_s)
+        service.learn(size, took, from_idle=not call.followed, inference_s=result.inference_s, speed=speed)
         if call.lead_s is not None and result.ahead_s is not None:
             service.learn_lead(call.lead_s - result.ahead_s)
 

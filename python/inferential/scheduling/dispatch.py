@@ -50,6 +50,8 @@ class _Plan:
     """Fixed time of this one, without any margin."""
     fixed: float
     item: float
+    tail: float
+    """What 99 % of the calls take longer than that at most."""
 
 
 class Dispatcher:
@@ -127,8 +129,13 @@ class Dispatcher:
         for slots in (model.slots, model.device):
             if not slots.free:
                 start = _first_end(slots.models, start)
+        several = len(model.replicas) > 1 and not model.affinity
         needs = model.service.mean(1) + self._deadline_margin_s
         while (request := model.queue.first_to_expire()) is not None:
+            if several and request.expiry < start + needs:
+                several = False
+                fastest = min((r.speed for r in model.replicas if not r.draining), default=1.0)
+                needs = model.service.mean(1) * fastest + self._deadline_margin_s
             if request.expiry >= start + needs:
                 # At that time at the latest it is known that it can't be in time.
                 model.wake = min(model.wake, max(now, request.expiry - needs) + 1e-6)
@@ -243,7 +250,14 @@ class Dispatcher:
             self._room.remove(model, retry, served=True)
         else:
             assert order is not None, "an opening has an order or a retry"
-            plan = _Plan(start, following, runs, runs + service.margin_s + self._deadline_margin_s, item)
+            plan = _Plan(
+                start,
+                following,
+                runs,
+                runs + service.margin_s * speed + self._deadline_margin_s,
+                item,
+                service.tail_s * speed,
+            )
             limit = model.batch_size_of(replica)
             if model.most > 1:
                 limit = self._limit(model, plan, limit, now)
@@ -252,7 +266,7 @@ class Dispatcher:
                 if hold > now and batch.size < limit:
                     model.wake = min(model.wake, hold)
                     return None
-            requests = self._gather(model, order, plan, limit, contended, now)
+            requests = self._gather(model, replica, order, plan, limit, contended, now)
             if not requests:
                 return None
         size = len(requests)
@@ -284,14 +298,22 @@ class Dispatcher:
         service = model.service
         if most == 1 or not service.known:
             return {}
-        spare = service.tail_s + self._deadline_margin_s + service.lead_s
+        spare = plan.tail + self._deadline_margin_s + service.lead_s
         return model.levels.limits(now, plan.call, plan.item, spare, _RESERVE, most)
 
     def _gather(
-        self, model: ModelState, order: Order, plan: _Plan, limit: int, contended: bool, now: float
+        self,
+        model: ModelState,
+        replica: ReplicaState,
+        order: Order,
+        plan: _Plan,
+        limit: int,
+        contended: bool,
+        now: float,
     ) -> list[Request]:
         """Takes the requests of the next call out of the queue.
 
+        One that would be late here and in time on a faster replica, which is busy yet, waits for that one.
         With refusal on nothing is taken that would miss its deadline in this call, and nothing whose deadline is so near that it would
         make the batch too small for the device to keep up: that is refused. A better level is not refused for the sake of lower ones:
         these take what room it leaves, at a safe distance from its deadline.
@@ -299,6 +321,7 @@ class Dispatcher:
         service = model.service
         start, item = plan.start, plan.item
         judge = self._predictive and service.known
+        choose = service.known and len(model.replicas) > 1 and not model.affinity
         keeps_up = INFINITY
         if judge and limit > 1 and not contended:
             keeps_up = enough(plan.fixed, item, model.arrivals_per_replica(now))
@@ -330,6 +353,8 @@ class Dispatcher:
                 if size < need and contended and _owed(request) >= _MOST_OWED:
                     need = max(1, need // 2)
                 if size < need or size < 1:
+                    if choose and self._waits_for_faster(model, replica, request, max(1, need), now):
+                        break
                     self._refuse(model, request, start + fixed + item * max(1, need), now)
                     left -= level <= above
                     continue
@@ -340,12 +365,33 @@ class Dispatcher:
                     if level > above or above == INFINITY:
                         above = float(level)
                     left = rivals - 1
-                    safe = plan.runs + service.tail_s + self._deadline_margin_s
+                    safe = plan.runs + plan.tail + self._deadline_margin_s
                     safe += _RESERVE * (request.expiry - request.arrival)
                     below = min(below, fits(request.expiry, start, safe, item, limit))
+            elif choose and not requests and request.expiry < start + plan.fixed + item:  # noqa: SIM102
+                if self._waits_for_faster(model, replica, request, 1, now):
+                    break
             self._room.remove(model, request, served=True)
             requests.append(request)
         return requests
+
+    def _waits_for_faster(self, model: ModelState, here: ReplicaState, request: Request, size: int, now: float) -> bool:
+        """Whether a call of `size` would be in time on a faster replica than `here`, at the end of what that one is doing."""
+        service = model.service
+        for replica in model.replicas:
+            if replica.speed >= here.speed or replica.draining:
+                continue
+            free_at = now
+            if replica.full:
+                last = replica.staged
+                free_at = last.ends_at if last is not None else min(call.ends_at for call in replica.calls.values())
+                if now > free_at + service.margin_s:
+                    continue  # it takes longer than predicted: nobody knows when it will end
+            needs = (service.mean(size) + service.margin_s) * replica.speed + self._deadline_margin_s
+            if max(now, free_at) + needs <= request.expiry:
+                model.wake = min(model.wake, request.expiry - needs + 1e-6)
+                return True
+        return False
 
 
 def _first_end(models: Sequence[ModelState], now: float) -> float:

@@ -116,7 +116,7 @@ class ServiceTime:
         self._y = self._y * decay + elapsed_s
         self._ny = self._ny * decay + n * elapsed_s
 
-    def learn(self, n: int, elapsed_s: float, *, from_idle: bool, inference_s: float) -> None:
+    def learn(self, n: int, elapsed_s: float, *, from_idle: bool, inference_s: float, speed: float = 1.0) -> None:
         """Counts a call that ended.
 
         Args:
@@ -124,6 +124,7 @@ class ServiceTime:
             elapsed_s: from its dispatch, or from the end of the call before it where that was later.
             from_idle: whether its replica was idle at its dispatch.
             inference_s: the model's own word on its execution; 0 where it gave none.
+            speed: how its replica's times compare with the model's, as far as is known: what is usual for a slow one is no surprise.
         """
         if from_idle:
             known = self.overhead_s
@@ -136,11 +137,12 @@ class ServiceTime:
         if self.samples:
             # Judged by what was predicted, before this call moves the line.
             predicted = self.call_s + self.item_s * n
-            self._residual(elapsed_s - predicted, predicted)
-            if elapsed_s < 0.5 * predicted:
+            compared = elapsed_s / speed
+            self._residual(compared - predicted, predicted)
+            if compared < 0.5 * predicted:
                 decay = _JUMP_DECAY
-            elif elapsed_s > _OUTLIER * predicted and self.samples > 8:
-                elapsed_s = _OUTLIER * predicted
+            elif compared > _OUTLIER * predicted and self.samples > 8:
+                elapsed_s = _OUTLIER * predicted * speed
         self.samples += 1
         self._add(n, elapsed_s, decay)
         w, sum_n, sum_y = self._w, self._n, self._y

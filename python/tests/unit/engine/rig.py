@@ -33,7 +33,7 @@ class Numbers:
 class FixedTime(ServiceTime):
     """Learns nothing."""
 
-    def learn(self, n: int, elapsed_s: float, *, from_idle: bool, inference_s: float) -> None:
+    def learn(self, n: int, elapsed_s: float, *, from_idle: bool, inference_s: float, speed: float = 1.0) -> None:
         pass
 
 
