@@ -59,7 +59,7 @@ else:
                 "A bare NAME is an application that is deployed already.",
             ),
         ] = None,
-        config: Annotated[Path | None, typer.Option(help="Settings: a TOML or YAML file.")] = None,
+        config: Annotated[Path | None, typer.Option(help="Settings: a TOML, YAML or JSON file.")] = None,
         bind: Annotated[str | None, typer.Option(help="Endpoint, for example tcp://*:5555.")] = None,
         inline: Annotated[bool, typer.Option("--inline", help="Run callables on the event loop: quick ones.")] = False,
         record: Annotated[Path | None, typer.Option(help="Record what happens to this MCAP file.")] = None,
@@ -79,7 +79,7 @@ else:
         asyncio.run(server.run(lambda: typer.echo(f"serving {', '.join(server.models)} on {server.endpoint}")))
 
     @app.command("check-config")
-    def check_config(file: Annotated[Path, typer.Argument(help="A TOML or YAML file.")]) -> None:
+    def check_config(file: Annotated[Path, typer.Argument(help="A TOML, YAML or JSON file.")]) -> None:
         """Check a settings file and show what it changes."""
         settings = load_config(file)
         _check_names(settings)
@@ -99,7 +99,7 @@ else:
         result, answered = None, 0
         with Connection(server=server, client_id=f"ping-{os.getpid()}", client_type="cli") as connection:
             for _ in range(count):
-                answer = connection.ping(timeout_ms)
+                answer = connection.ping(timeout_ms) if connection.wait_until_up(timeout_ms) else None
                 if answer is None:
                     typer.echo(f"no answer from {server} in {timeout_ms:g} ms")
                     continue
@@ -172,8 +172,11 @@ else:
         import zmq
 
         from inferential import wire
+        from inferential.client.observation import check_name
+        from inferential.client.options import Options
         from inferential.types import Kind, Observation
 
+        options = Options(server, check_name("the client's id", client_id))
         question = Observation(
             f"explain-{os.getpid()}",
             "cli",
@@ -184,8 +187,9 @@ else:
         )
         with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
             socket.set(zmq.LINGER, 0)
+            socket.set(zmq.IPV6, options.is_ipv6)
             try:
-                socket.connect(server if "://" in server else f"tcp://{server}")
+                socket.connect(options.server)
             except zmq.ZMQError as e:
                 raise ConfigError(
                     f"--server is {server!r}: {e}; it must be an address as in 'tcp://localhost:5555'"
@@ -194,7 +198,12 @@ else:
             if not socket.poll(int(timeout_ms)):
                 raise InferentialError(f"no answer from {server} in {timeout_ms:g} ms")
             frames = socket.recv_multipart()
-        found: list[dict[str, Any]] = json.loads(wire.parse_response(frames[1], frames[2:]).metadata["explain"])
+        story = wire.parse_response(frames[1], frames[2:]).metadata.get("explain")
+        if story is None:
+            raise InferentialError(
+                f"{server} keeps no account of its decisions: it is no inferential server of 2.0 or later"
+            )
+        found: list[dict[str, Any]] = json.loads(story)
         return found
 
     def _log(level: str) -> None:

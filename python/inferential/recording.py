@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from inferential._proto.inferential.recording.v1 import recording_pb2 as pb
 from inferential._proto.inferential.v1 import inferential_pb2 as wire_pb
 from inferential._version import __version__
-from inferential.errors import ConfigError, InferentialError, MissingDependencyError
+from inferential.errors import ConfigError, InferentialError, MissingDependencyError, describe
 from inferential.scheduling.request import Call, CallError, CallResult, ItemError, Outcome, Replica, Request
 from inferential.types import Buffer
 
@@ -337,7 +337,6 @@ def open_recording(path: Path) -> Recording:
     """
     metadata: dict[str, dict[str, str]] = {}
     try:
-        from mcap.exceptions import McapError
         from mcap.reader import make_reader
     except ImportError:
         raise MissingDependencyError("reading a recording needs MCAP: pip install 'inferential[record]'") from None
@@ -347,34 +346,58 @@ def open_recording(path: Path) -> Recording:
                 metadata[record.name] = dict(record.metadata)
     except OSError as e:
         raise RecordingError(f"{path}: cannot read it: {e}") from None
-    except McapError as e:
-        raise RecordingError(f"{path}: not an MCAP file, or one that was not finished ({e})") from None
+    except Exception as e:  # whatever a reader that trusts its file stumbles over
+        raise RecordingError(f"{path}: not an MCAP file, or one that was not finished ({describe(e)})") from None
     if "inferential" not in metadata:
         raise RecordingError(f"{path}: an MCAP file, but not one that inferential wrote")
     if "inferential.end" not in metadata:
         raise RecordingError(f"{path}: the server did not finish it; only whole recordings can be replayed")
-    dropped = int(metadata["inferential.end"]["dropped"])
+    about = metadata["inferential"]
+    try:
+        dropped = int(metadata["inferential.end"]["dropped"])
+        recording = Recording(path, about["version"], about["config"], tuple(json.loads(about["models"])))
+    except (KeyError, ValueError) as e:
+        raise RecordingError(f"{path}: it is damaged ({describe(e)})") from None
     if dropped:
         raise RecordingError(f"{path}: {dropped} messages were dropped while it was written; it can't be replayed")
-    about = metadata["inferential"]
-    return Recording(path, about["version"], about["config"], tuple(json.loads(about["models"])))
+    return recording
 
 
 def read_recording(recording: Recording, visitor: Visitor) -> None:
-    """Shows every message to `visitor`, in the order they were written."""
-    for topic, data in _messages(recording.path):
+    """Shows every message to `visitor`, in the order they were written.
+
+    Raises:
+        RecordingError: the file is damaged.
+    """
+    for topic, message in _messages(recording.path):
         if topic == INPUTS:
-            visitor.input(pb.Input.FromString(data))
+            visitor.input(message)
         elif topic == DECISIONS:
-            visitor.decision(pb.Decision.FromString(data))
-        elif topic.startswith("/observations/"):
-            visitor.observation(data)
+            visitor.decision(message)
+        else:
+            visitor.observation(message)
 
 
-def _messages(path: Path) -> Iterator[tuple[str, bytes]]:
+def _messages(path: Path) -> Iterator[tuple[str, Any]]:
     from mcap.reader import NonSeekingReader
 
     with path.open("rb") as f:
         # Not sorted by time: several messages may share one, and the order of writing is the engine's.
-        for _, channel, message in NonSeekingReader(f).iter_messages(log_time_order=False):
-            yield channel.topic, message.data
+        found = NonSeekingReader(f, validate_crcs=True).iter_messages(log_time_order=False)
+        while True:
+            try:
+                entry = next(found, None)
+                if entry is None:
+                    return
+                topic, data = entry[1].topic, entry[2].data
+                if topic == INPUTS:
+                    message: Any = pb.Input.FromString(data)
+                elif topic == DECISIONS:
+                    message = pb.Decision.FromString(data)
+                elif topic.startswith("/observations/"):
+                    message = data
+                else:
+                    continue
+            except Exception as e:
+                raise RecordingError(f"{path}: it is damaged ({describe(e)})") from None
+            yield topic, message

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from inferential.errors import MissingDependencyError
+from inferential.errors import ConfigError, MissingDependencyError
 from inferential.simulator import load_scenario, simulate
 
 
@@ -20,11 +20,17 @@ def run(scenario: Path, json_file: Path | None = None, plots: Path | None = None
         plots: a PNG, SVG or PDF file for the curves.
 
     Raises:
-        ConfigError: the scenario is wrong.
+        ConfigError: the scenario is wrong, or a file cannot be written.
         MissingDependencyError: plots need matplotlib.
     """
     if plots is not None:
         _pyplot()
+    for file in (json_file, plots):
+        if file is not None:
+            try:
+                file.open("ab").close()  # now, not after a long simulation
+            except OSError as e:
+                raise ConfigError(f"{file}: cannot write it: {e.strerror}") from None
     loaded = load_scenario(scenario)
     rows = simulate(loaded)
     if json_file is not None:

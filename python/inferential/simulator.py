@@ -10,7 +10,6 @@ import contextlib
 import gc
 import heapq
 import itertools
-import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +17,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field, model_validator
 
+from inferential.config.load import read_data, validated
 from inferential.config.schema import Count, InferentialConfig, Milliseconds, MillisecondsOrZero, Seconds, Settings
 from inferential.engine import Engine
 from inferential.errors import ConfigError
@@ -36,7 +36,7 @@ class Fleet(Settings):
     name: str = "fleet"
     model: str = "policy"
     clients: Count = 1
-    hz: Annotated[float, Field(gt=0)] = 10.0
+    hz: Annotated[float, Field(gt=0, le=1e6)] = 10.0
     arrivals: Literal["periodic", "poisson", "burst"] = "periodic"
     """periodic: every client on a grid of its own; poisson: independent; burst: periodic, the whole fleet at the same moment."""
     jitter_ms: MillisecondsOrZero = 1.0
@@ -52,7 +52,7 @@ class Fleet(Settings):
 
 
 class Machine(Settings):
-    """Replicas of one model."""
+    """Replicas of one model that are alike; several of one model where its replicas are not."""
 
     model: str = "policy"
     replicas: Count = 1
@@ -98,14 +98,29 @@ class Scenario(Settings):
     settings are those of `config`, and machines are learned from its calls. `loads` do not apply."""
     seed: int = 1
     duration_s: Seconds = 10.0
-    warm_up_s: Annotated[float, Field(ge=0)] = 2.0
+    warm_up_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2.0
     """At the beginning, not counted."""
-    fleets: list[Fleet] = Field(default_factory=lambda: [Fleet(clients=40)])
-    machines: list[Machine] = Field(default_factory=lambda: [Machine()])
+    fleets: Annotated[list[Fleet], Field(min_length=1)] = Field(default_factory=lambda: [Fleet(clients=40)])
+    machines: Annotated[list[Machine], Field(min_length=1)] = Field(default_factory=lambda: [Machine()])
     loop: Loop = Field(default_factory=Loop)
     config: InferentialConfig = Field(default_factory=InferentialConfig)
-    variants: list[Variant] = Field(default_factory=lambda: [Variant(name="default")])
-    loads: list[Annotated[float, Field(gt=0)]] = Field(default_factory=lambda: [1.0])
+    variants: Annotated[list[Variant], Field(min_length=1)] = Field(default_factory=lambda: [Variant(name="default")])
+    loads: Annotated[list[Annotated[float, Field(gt=0, le=1e6)]], Field(min_length=1)] = Field(
+        default_factory=lambda: [1.0]
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Scenario:
+        for what, names in (("fleets", [f.name for f in self.fleets]), ("variants", [v.name for v in self.variants])):
+            for i, name in enumerate(names):
+                if name in names[:i]:
+                    raise ValueError(f"{what}: two are named {name!r}; give each a name of its own")
+        if self.recording is None and self.warm_up_s >= self.duration_s:
+            raise ValueError(
+                f"warm_up_s is {self.warm_up_s:g}; it must be less than duration_s, which is {self.duration_s:g}: "
+                "the warm-up is not counted"
+            )
+        return self
 
 
 @dataclass(slots=True)
@@ -272,9 +287,10 @@ class _Simulation:
     def run(self) -> list[Tally]:
         """Runs it to the end; the tally of each fleet."""
         scenario, engine = self._scenario, self._engine
+        numbers: dict[str, itertools.count[int]] = {}
         for machine in scenario.machines:
-            for i in range(machine.replicas):
-                name = f"{machine.model}#{i}"
+            for _ in range(machine.replicas):
+                name = f"{machine.model}#{next(numbers.setdefault(machine.model, itertools.count()))}"
                 self._replicas[name] = _ReplicaClock(machine, f"{scenario.seed}/{name}")
                 engine.replica_up(Replica(name, machine.model, machine.slots, machine.max_batch_size, "direct"), 0.0)
         if self._recorded is not None:
@@ -383,10 +399,7 @@ def with_settings(config: InferentialConfig, changes: dict[str, Any]) -> Inferen
                 raise ConfigError(f"{path}: there is no setting {parent!r}; known here are {', '.join(place)}")
             place = found
         place[leaf] = value
-    try:
-        return InferentialConfig.model_validate(tree)
-    except ValidationError as e:
-        raise ConfigError(f"settings {changes}: {e}") from None
+    return validated(InferentialConfig, tree)
 
 
 def simulate(scenario: Scenario) -> list[dict[str, Any]]:
@@ -445,11 +458,6 @@ def load_scenario(path: Path) -> Scenario:
         ConfigError: the file does not read, or a setting is wrong.
     """
     try:
-        text = path.read_text()
-        if path.suffix in {".yaml", ".yml"}:
-            import yaml
-
-            return Scenario.model_validate(yaml.safe_load(text))
-        return Scenario.model_validate(json.loads(text))
-    except (OSError, ValueError) as e:
-        raise ConfigError(f"{path}: {e}") from None
+        return validated(Scenario, read_data(path))
+    except ConfigError as e:
+        raise ConfigError(str(e) if str(e).startswith(f"{path}: ") else f"{path}: {e}") from None

@@ -1,12 +1,13 @@
-"""Settings from a TOML or YAML file, and the checks that concern several settings at once."""
+"""Settings from a TOML, YAML or JSON file, and the checks that concern several settings at once."""
 
 from __future__ import annotations
 
 import difflib
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -21,29 +22,40 @@ else:
 
 
 def load_config(path: str | Path) -> InferentialConfig:
-    """Reads settings from a file, .toml, .yaml or .yml.
+    """Reads settings from a file, .toml, .yaml, .yml or .json.
 
     Raises:
         ConfigError: it cannot be read, or a setting is wrong; names the setting, its value and what it may be.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path}: cannot read it: {e}") from None
-    if path.suffix == ".toml":
-        try:
-            data: Any = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as e:
-            raise ConfigError(f"{path}: is no TOML: {e}") from None
-    elif path.suffix in (".yaml", ".yml"):
-        data = _yaml(path, text)
-    else:
-        raise ConfigError(f"{path}: settings are read from .toml, .yaml or .yml files")
+    data = read_data(path)
     try:
         return parse_config({} if data is None else data)
     except ConfigError as e:
         raise ConfigError(f"{path}: {e}") from None
+
+
+def read_data(path: Path) -> Any:
+    """What is in a .toml, .yaml, .yml or .json file.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    kind = {".toml": "TOML", ".yaml": "YAML", ".yml": "YAML", ".json": "JSON"}.get(path.suffix)
+    if kind is None:
+        raise ConfigError(f"{path}: settings are read from .toml, .yaml, .yml or .json files")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: cannot read it: {e}") from None
+    try:
+        if kind == "TOML":
+            return tomllib.loads(text)
+        return json.loads(text) if kind == "JSON" else _yaml(text)
+    except RecursionError:
+        raise ConfigError(f"{path}: is no {kind} for settings: it is nested too deeply") from None
+    except ValueError as e:
+        raise ConfigError(f"{path}: is no {kind}: {e}") from None
 
 
 def parse_config(data: Any) -> InferentialConfig:
@@ -52,14 +64,26 @@ def parse_config(data: Any) -> InferentialConfig:
     Raises:
         ConfigError: a setting is wrong; every wrong one has a line.
     """
+    config = validated(InferentialConfig, data)
+    check_config(config)
+    return config
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def validated(kind: type[M], data: Any) -> M:
+    """Settings of that kind from nested mappings.
+
+    Raises:
+        ConfigError: a setting is wrong; every wrong one has a line.
+    """
     if not isinstance(data, Mapping):
         raise ConfigError(f"settings are a table of sections, not {type(data).__name__}")
     try:
-        config = InferentialConfig.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as e:
-        raise ConfigError("\n".join(map(_line, e.errors(include_url=False)))) from None
-    check_config(config)
-    return config
+        raise ConfigError("\n".join(_line(kind, error) for error in e.errors(include_url=False))) from None
 
 
 def check_config(config: InferentialConfig) -> None:
@@ -121,34 +145,51 @@ def _check_endpoint(bind: str) -> None:
         )
 
 
-def _yaml(path: Path, text: str) -> Any:
+def _yaml(text: str) -> Any:
+    """Raises ValueError where it is none, or a key is there twice, of which YAML would take the last."""
     try:
         import yaml
     except ImportError:
         raise MissingDependencyError("YAML files need pyyaml: pip install 'inferential[server]'") from None
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            lines: dict[str, int] = {}
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                    line = key.start_mark.line + 1
+                    if lines.setdefault(key.value, line) != line:
+                        raise ValueError(f"line {line}: {key.value!r} is in line {lines[key.value]} already")
+            return super().construct_mapping(node, deep)
+
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader)
     except yaml.YAMLError as e:
-        raise ConfigError(f"{path}: is no YAML: {e}") from None
+        raise ValueError(e) from None
 
 
-def _line(error: Any) -> str:
+def _line(kind: type[BaseModel], error: Any) -> str:
     """One validation error as a line for people."""
     location: Sequence[Any] = error["loc"]
     name = ".".join(str(part) for part in location)
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(location[-1]), _names(location[:-1]), n=1)
-        known = ", ".join(_names(location[:-1]))
+        names = _names(kind, location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), names, n=1)
+        known = ", ".join(names)
         return f"{name}: there is no such setting; " + (f"did you mean {near[0]!r}?" if near else f"there are: {known}")
+    if error["type"] == "value_error":  # a check of ours, with words of its own
+        return f"{name}: {error['ctx']['error']}" if name else str(error["ctx"]["error"])
+    if error["type"] == "missing":
+        return f"{name} is missing"
     value = error["input"]
     shown = f"a {type(value).__name__}" if isinstance(value, Mapping | list) else repr(value)
     message = error["msg"][:1].lower() + error["msg"][1:]
     return f"{name} is {shown}: {message.replace('input should', 'it should')}"
 
 
-def _names(location: Sequence[Any]) -> list[str]:
+def _names(kind: type[BaseModel], location: Sequence[Any]) -> list[str]:
     """The settings there are in a section."""
-    model: Any = InferentialConfig
+    model: Any = kind
     for part in location:
         field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
         annotation = model if field is None else field.annotation

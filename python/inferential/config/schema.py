@@ -10,7 +10,7 @@ Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 MillisecondsOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
-Bytes = Annotated[int, Field(ge=1)]
+Bytes = Annotated[int, Field(ge=1, le=2**60)]
 
 
 class Settings(BaseModel):

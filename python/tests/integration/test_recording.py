@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 from collections import deque
 from pathlib import Path
@@ -204,6 +205,39 @@ def test_a_recording_meets_other_strategies_in_the_simulator(tmp_path: Path) -> 
     assert sum(recorded["statuses"].values()) == answered
     assert same["in_time"] > 0
     assert simulate(scenario) == rows  # the same recording gives the same prediction
+
+
+def test_a_damaged_recording_is_told_in_words(tmp_path: Path) -> None:
+    """Whichever byte of it is wrong: it is replayed as it was, or refused."""
+    path = tmp_path / "run.mcap"
+    engine_config = InferentialConfig()
+    recorder = Recorder(path, config_json=engine_config.model_dump_json(), models=["policy"])
+    for i in range(200):
+        recorder.input(pb.Input(now_s=float(i)))
+    recorder.close()
+    whole = path.read_bytes()
+    draw = random.Random(3)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            read_recording(open_recording(path), _Ignores())
+        except RecordingError:
+            refused += 1
+    assert refused > 50
+    path.write_bytes(b"")
+    with pytest.raises(RecordingError, match="not an MCAP file"):
+        open_recording(path)
+
+
+class _Ignores:
+    def observation(self, envelope: bytes) -> None: ...
+
+    def input(self, message: Any) -> None: ...
+
+    def decision(self, message: Any) -> None: ...
 
 
 def test_what_waits_for_a_slow_disk_is_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

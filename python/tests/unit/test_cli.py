@@ -87,6 +87,37 @@ def test_ping_without_a_server() -> None:
     assert "no answer" in result.output
 
 
+def test_ping_waits_for_a_server_as_long_as_it_is_told() -> None:
+    """Here until one begins to listen, longer than a connection waits by itself."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    waiting = subprocess.Popen(
+        [sys.executable, "-m", "inferential.cli", "ping", f"127.0.0.1:{port}", "--count", "1", "--timeout-ms", "30000"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.wait(2.5)
+        models = {"policy": local(lambda obs: 1, inline=True)}
+        with Server(models=models, bind=f"tcp://127.0.0.1:{port}").run_in_thread():
+            out, _ = waiting.communicate(timeout=WAIT_S)
+        assert waiting.returncode == 0
+        assert "1 of 1 answered" in out
+    finally:
+        waiting.kill()
+        waiting.communicate()
+
+
+def test_explain_over_ipv6() -> None:
+    models = {"policy": local(lambda obs: 1, inline=True)}
+    with Server(models=models, bind="tcp://[::1]:0").run_in_thread() as server:
+        result = runner.invoke(cli.app, ["explain", "robot", "1", "--server", server.endpoint, "--timeout-ms", "20000"])
+    assert result.exit_code == 1
+    assert "request 1 of client 'robot' is not known" in result.output
+
+
 MODELS = """
 def double(obs):
     return {"actions": obs["x"] * 2}
@@ -147,6 +178,9 @@ def test_serve_tells_what_is_wrong(arguments: list[str], word: str) -> None:
     ("arguments", "word"),
     [
         (["explain", "robot", "1", "--server", "nonsense://"], "--server is 'nonsense://'"),
+        (["explain", "robot", "1", "--server", "localhost:99999"], "server is 'localhost:99999'; a port of 1..65535"),
+        (["explain", "robot\udcff", "1"], "the client's id is 'robot\\udcff', which is not valid Unicode text"),
+        (["simulate", "a.yaml", "--json", "nowhere/a.json"], "nowhere/a.json: cannot write it"),
         (["ping", "nonsense://"], "server is 'nonsense://'"),
         (["replay", "nowhere.mcap"], "nowhere.mcap: cannot read it"),
         (["simulate", "nowhere.yaml"], "nowhere.yaml: "),

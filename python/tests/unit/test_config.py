@@ -52,7 +52,15 @@ def test_an_empty_file_is_all_defaults(tmp_path: Path, name: str) -> None:
     [
         ("a.toml", "transport = [", "is no TOML"),
         ("a.yaml", "transport: [", "is no YAML"),
-        ("a.json", "{}", r"\.toml, \.yaml or \.yml"),
+        ("a.json", "{", "is no JSON"),
+        ("a.yaml", "queue:\n  max_bytes: 1\ntransport: {}\nqueue: {}\n", "line 4: 'queue' is in line 1 already"),
+        ("a.yaml", "queue: 2026-13-45", "is no YAML"),
+        ("a.yaml", "queue: 2026-11-28", "queue is datetime.date"),
+        ("a.yaml", "[" * 5000, "nested too deeply"),
+        ("a.toml", "a = " + "[" * 5000, "nested too deeply"),
+        ("a.json", "[" * 100_000, "nested too deeply"),
+        ("a.json", '{"transport": {"max_message_bytes": 99999999999999999999}}', "transport.max_message_bytes is 9999"),
+        ("a.ini", "{}", r"\.toml, \.yaml, \.yml or \.json"),
         ("a.yaml", "- 1", "a table of sections, not list"),
         ("a.toml", "[transport]\nbind = 3", "transport.bind is 3: it should be a valid string"),
     ],
@@ -140,3 +148,18 @@ def test_the_documentation_has_the_metrics_as_they_are() -> None:
     rows = [line for line in lines if line.startswith("| `") and line.count("|") == 5]
     for name, metric in METRICS.items():
         assert f"| `{name}` | {metric.kind.value} | {', '.join(metric.labels)} | {metric.meaning} |" in rows
+
+
+def test_a_byte_order_mark_is_no_part_of_the_settings(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text("[queue]\nmax_bytes = 7\n", encoding="utf-8-sig")
+    assert load_config(path).queue.max_bytes == 7
+
+
+def test_merged_keys_of_yaml_may_be_given_anew(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        "models:\n  known:\n    a: &a {max_inflight: 2, latency_budget_ms: 20.0}\n    b: {<<: *a, max_inflight: 3}\n"
+    )
+    known = load_config(path).models.known
+    assert [(m.max_inflight, m.latency_budget_ms) for m in known.values()] == [(2, 20.0), (3, 20.0)]

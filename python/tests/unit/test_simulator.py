@@ -196,3 +196,43 @@ def test_examples_load(file):
 def test_unknown_fields_are_errors():
     with pytest.raises(ValidationError):
         Fleet(budget=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("fleets: []", "fleets is a list: list should have at least 1 item"),
+        ("loads: []", "loads is a list"),
+        ("variants: []", "variants is a list"),
+        ("machines: []", "machines is a list"),
+        ("loads: [.inf]", "loads.0 is inf"),
+        ("fleets: [{hz: .inf}]", "fleets.0.hz is inf"),
+        ("fleets: [{hz: .nan}]", "fleets.0.hz is nan"),
+        ("warm_up_s: .nan", "warm_up_s is nan"),
+        ("duration_s: 2.0", "warm_up_s is 2; it must be less than duration_s, which is 2"),
+        ("fleets: [{}, {}]", "fleets: two are named 'fleet'; give each a name of its own"),
+        ("variants: [{name: a}, {name: a}]", "variants: two are named 'a'"),
+        ("variants: [{}]", "variants.0.name is missing"),
+        ("fleets: [{client: 3}]", "fleets.0.client: there is no such setting; did you mean 'clients'"),
+        ("fleets: [{name: a}]\nfleets: [{name: b}]", "line 2: 'fleets' is in line 1 already"),
+        ("fleets: [", "is no YAML"),
+        ("- a", "a table of sections, not list"),
+    ],
+)
+def test_a_wrong_scenario_is_told_like_wrong_settings(tmp_path: Path, text: str, word: str) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as e:
+        load_scenario(file)
+    assert str(e.value).count(str(file)) == 1
+    assert word in str(e.value)
+    assert "pydantic" not in str(e.value)
+
+
+def test_replicas_of_one_model_may_differ() -> None:
+    machines = [Machine(call_ms=10.0, item_ms=0.0), Machine(call_ms=50.0, item_ms=0.0)]
+    fleets = [Fleet(clients=4, hz=10.0, budget_ms=30.0, arrivals="poisson")]
+    predictive = {"scheduling.early_refusal": "predictive"}
+    (row,) = simulate(Scenario(fleets=fleets, machines=machines, variants=[Variant(name="a", settings=predictive)]))
+    # Two requests in five come while the fast one is busy; the slow one is no use for any of them.
+    assert row["in_time"] > 0.9
