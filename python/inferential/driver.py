@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -241,8 +242,8 @@ class Driver:
             return
         self._flushing = True
         engine, transport = self._engine, self.transport
+        outcomes: deque[Outcome] = deque()
         try:
-            outcomes: list[Outcome] = []
             answer_by = time.monotonic() + ANSWERS_TOGETHER_S
             calls = engine.take_calls()
             while True:
@@ -261,16 +262,18 @@ class Driver:
                         # Calls before answers: a batch's thirty replies would keep the next one from a replica that is idle. And the
                         # replies of a quick inline model, whose calls have ended already, wake ZMQ's thread and the client once.
                         continue
-                    wall_ns = time.time_ns()
-                    for outcome in outcomes:
-                        self._answer(outcome, wall_ns, now)
-                    outcomes = []
+                    self._answer_all(outcomes, now)
                     answer_by = time.monotonic() + ANSWERS_TOGETHER_S
                 # Calls that ended at once, and connections found gone, leave the engine with more to say.
                 if not calls and not engine.unsettled:
                     break
             for call in engine.take_abandoned():
                 self._backends[call.model].abandon(call)
+        except Exception:
+            # Whatever it was (an order of the user's, perhaps): who has an outcome hears of it.
+            outcomes += engine.outcomes_so_far()
+            self._answer_all(outcomes, time.monotonic())
+            raise
         finally:
             self._flushing = False
             transport.check_readable()
@@ -281,6 +284,11 @@ class Driver:
         self._metrics.flush()
         if self.state == "draining" and not engine.pending:
             self.drained.set()
+
+    def _answer_all(self, outcomes: deque[Outcome], now: float) -> None:
+        wall_ns = time.time_ns()
+        while outcomes:
+            self._answer(outcomes.popleft(), wall_ns, now)
 
     def _flush_soon(self) -> None:
         if not self._flush_due:

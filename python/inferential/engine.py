@@ -262,6 +262,7 @@ class Engine:
             record("scheduling_wait_ms", queue_ms, name, client)
             record("inference_latency_ms", inference_ms, name, client)
             self._finish(outcome)
+        _release(call)
 
     def fail(self, call_id: int, error: CallError, now: float) -> None:
         """A call failed as a whole. Unknown and given up calls are ignored."""
@@ -269,6 +270,7 @@ class Engine:
         call = self._calls.get(call_id)
         if call is not None:
             self._fail(self._models[call.model], call, error)
+            _release(call)
 
     def _fail(self, model: ModelState, call: Call, error: CallError) -> None:
         now = self._now
@@ -376,6 +378,10 @@ class Engine:
         """Requests that ended, since the last time."""
         if self._unsettled:
             self._settle()
+        return self.outcomes_so_far()
+
+    def outcomes_so_far(self) -> list[Outcome]:
+        """The same, but decides nothing."""
         taken, self._outcomes = self._outcomes, []
         return taken
 
@@ -529,7 +535,12 @@ class Engine:
         if call is not None:
             request.call = None
             call.unanswered -= 1
-            if not call.unanswered and call.open:
+            if call in self._new_calls:  # nothing of it has left: it needs not reach the model
+                call.requests.remove(request)
+                if not call.requests:
+                    self._new_calls.remove(call)
+                    self._calls.close(self._models[call.model], call, self._now)
+            elif not call.unanswered and call.open:
                 self._abandoned.append(call)
 
     def _finish(self, outcome: Outcome) -> None:
@@ -573,3 +584,10 @@ class Engine:
         if shift_s:
             stream.cadence.ask(shift_s)
             outcome.phase_shift_ms = shift_s * 1e3
+
+
+def _release(call: Call) -> None:
+    """The payloads of a call that its backend is done with, but for what is tried again: heaps may know its requests for longer."""
+    for request in call.requests:
+        if request.done:
+            request.frames = ()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from bisect import bisect
-from operator import attrgetter
 from typing import Any
 
 from inferential.config.schema import SchedulingConfig
@@ -12,10 +11,8 @@ from inferential.errors import ConfigError
 from inferential.scheduling.base import Batch, Order, Scheduler, register_scheduler
 from inferential.scheduling.fairness import FairQueue, GuaranteedShare
 from inferential.scheduling.heap import LazyHeap
-from inferential.scheduling.request import Request
+from inferential.scheduling.request import Request, in_order
 from inferential.types import is_number
-
-_is_queued = attrgetter("queued")
 
 
 class _Level:
@@ -25,7 +22,7 @@ class _Level:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.by_key: LazyHeap[Request] = LazyHeap(_is_queued)
+        self.by_key: LazyHeap[Request] = LazyHeap(in_order)
         self.by_share = FairQueue(number)
         self.sharing = False
         """Whether what waits is in `by_share` too: only while shares matter, for what nobody asks is not worth its time."""

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from operator import attrgetter
 
 from inferential.scheduling.heap import LazyHeap
-from inferential.scheduling.request import Request
+from inferential.scheduling.request import Request, in_order
 from inferential.tracking.clients import Account, Stream
 
 _MOST_OWED = 8.0  # turns; an old grudge must not starve others
 
-_is_queued = attrgetter("queued")
 _is_current = attrgetter("current")
 
 
@@ -69,7 +68,7 @@ class FairQueue:
             return
         others = line.others
         if others is None:
-            others = line.others = LazyHeap(_is_queued)
+            others = line.others = LazyHeap(in_order)
         first = line.first
         if (request.key, request.sequence) < (first.key, first.sequence):
             self._leave(line)

@@ -52,6 +52,11 @@ class Request:
         return min(self.observation.priority, MAX_PRIORITY)
 
 
+def in_order(request: Request) -> bool:
+    """Whether a request waits in an order. One that waits again, as a retry, does not: what is left of it there is not to revive."""
+    return request.queued and not request.attempt
+
+
 @dataclass(frozen=True, slots=True)
 class Replica:
     """One place where calls of a model can run."""

@@ -6,10 +6,8 @@ from operator import attrgetter
 
 from inferential.scheduling.base import Order, Scheduler, register_scheduler
 from inferential.scheduling.heap import LazyHeap
-from inferential.scheduling.request import Request
+from inferential.scheduling.request import Request, in_order
 from inferential.tracking.clients import Stream
-
-_is_queued = attrgetter("queued")
 
 
 class _Client:
@@ -19,7 +17,7 @@ class _Client:
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
-        self.by_key: LazyHeap[Request] = LazyHeap(_is_queued)
+        self.by_key: LazyHeap[Request] = LazyHeap(in_order)
         self.count = 0
         self.credit = 0.0
 

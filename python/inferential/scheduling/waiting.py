@@ -72,18 +72,38 @@ class WaitingRoom:
             self._end(request, Status.REJECTED, Reason.TOO_LARGE, error)
             return
         if model.latest or model.latest_only or request.observation.latest_only:
+            if not self._drop_oldest and self._too_large_to_replace(model, request):
+                self._overflow(model, request, f"the queue of model {model.name!r} is full")
+                return
             self._replace(model, request)
-        queue, load = model.queue, self.load
-        full = (
-            len(queue) >= self._max_requests_per_model
-            or queue.size_bytes + size > self._max_bytes_per_model
-            or load.requests >= self._max_requests
-            or load.size_bytes + size > self._max_bytes
-        )
-        if not full or self._make_room(model, request):
+        if not self._full(model, size) or self._make_room(model, request):
             self.add(model, request)
         else:
             self._forget(model, request)
+
+    def _full(self, model: ModelState, size: int, count: int = 1) -> bool:
+        """Whether so many requests more, of `size` bytes together, are too many."""
+        queue, load = model.queue, self.load
+        return (
+            len(queue) + count > self._max_requests_per_model
+            or queue.size_bytes + size > self._max_bytes_per_model
+            or load.requests + count > self._max_requests
+            or load.size_bytes + size > self._max_bytes
+        )
+
+    def _too_large_to_replace(self, model: ModelState, request: Request) -> bool:
+        """Whether a newcomer does not fit in the place of the one that it would replace, which then stays."""
+        older = self._older(model, request)
+        if older is None or not self._full(model, request.size_bytes - older.size_bytes, 0):
+            return False
+        self._let_go()
+        older = self._older(model, request)
+        return older is not None and self._full(model, request.size_bytes - older.size_bytes, 0)
+
+    def _older(self, model: ModelState, request: Request) -> Request | None:
+        """The waiting one whose place a newcomer takes."""
+        observation = request.observation
+        return None if observation.is_v1 else model.latest.get((request.connection, observation.slot))
 
     def _make_room(self, model: ModelState, request: Request) -> bool:
         """Brings the queues down until a newcomer fits in; False: it was refused instead."""
@@ -103,15 +123,14 @@ class WaitingRoom:
         observation = request.observation
         if observation.is_v1:
             return
-        place = (request.connection, observation.slot)
-        older = model.latest.get(place)
+        older = self._older(model, request)
         if older is not None:
             self.remove(model, older, served=False)
             self._end(older, Status.SUPERSEDED, error="a newer observation took its place")
             # It takes the older one's place, else a client that sends often enough would never be served.
             request.key = min(request.key, older.key)
         if model.latest_only or observation.latest_only:
-            model.latest[place] = request
+            model.latest[(request.connection, observation.slot)] = request
 
     def _overflow(self, model: ModelState, newest: Request, what: str) -> bool:
         """Frees a place in a model's queue; False: the newest was refused instead."""
@@ -159,6 +178,8 @@ class WaitingRoom:
     def remove(self, model: ModelState, request: Request, *, served: bool) -> None:
         """A request waits no more; `served`: it goes to the model."""
         queue = model.queue
+        if not served:
+            request.frames = ()  # heaps may know it for longer
         queue.remove(request)
         if request.attempt:
             model.retries.remove(request)

@@ -22,9 +22,11 @@ import zmq
 from inferential import Connection, Server, images, local, wire
 from inferential._proto.inferential.v1 import inferential_pb2 as pb
 from inferential.backends.local import LocalBackend
+from inferential.config.load import parse_config
 from inferential.config.schema import InferentialConfig, ModelConfig
 from inferential.errors import ConfigError
 from inferential.metrics.names import METRICS
+from inferential.scheduling import Scheduler, register_scheduler
 from inferential.types import Kind, Observation, Status
 
 from .peer import RawPeer, actions
@@ -860,6 +862,52 @@ def test_the_spread_of_an_observations_tensors() -> None:
             model.observe(a=np.ones(1), b=np.ones(1), timestamps_ns={"a": 5_000_000, "b": 8_000_000})
             assert model.get_result(WAIT_S * 1e3) is not None
         assert server.metrics.get_stats("tensor_spread_ms", labels={"client": "robot"}).mean == pytest.approx(3.0)
+
+
+class Stumbling:
+    """A user's order, first come, first served, with a defect."""
+
+    broken = False
+
+    def __init__(self) -> None:
+        self.waiting: list[Any] = []
+
+    def push(self, request: Any) -> None:
+        self.waiting.append(request)
+
+    def first(self, contended: bool) -> Any:
+        if self.broken:
+            raise RuntimeError("a defect")
+        return self.waiting[0] if self.waiting else None
+
+    def rivals(self, request: Any) -> int:
+        return len(self.waiting)
+
+    def discard(self, request: Any, served: bool) -> None:
+        self.waiting.remove(request)
+
+
+def test_who_has_an_outcome_hears_of_it_whatever_an_order_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mine(Scheduler):
+        def order(self) -> Any:
+            return Stumbling()
+
+    register_scheduler("stumbling", Mine)
+    gate = Gate()
+    config = parse_config({"scheduling": {"strategy": "stumbling"}})
+    with (
+        Server(config, models={"m": gate, "echo": echo}, bind=ANY).run_in_thread() as server,
+        RawPeer(server.endpoint) as peer,
+    ):
+        eventually(lambda: peer.ping()["model:m"] == "ready")
+        peer.observe("m", latency_budget_ms=4000)
+        gate.wait_entered()
+        monkeypatch.setattr(Stumbling, "broken", True)
+        peer.observe("echo", latency_budget_ms=500)
+        peer.ping()  # it waits
+        gate.release.set()
+        assert peer.receive().status == Status.OK
+        assert peer.receive().status == Status.EXPIRED
 
 
 def test_use_scheduler_and_explain() -> None:

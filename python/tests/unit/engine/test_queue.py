@@ -155,6 +155,71 @@ def test_payloads_go_with_their_answers(path):
     assert sum(payload() is not None for payload in payloads) <= 8  # of the last call
 
 
+@pytest.mark.parametrize("strategy", ["deadline_aware", "round_robin"])
+@pytest.mark.parametrize("end", ["answered", "failed", "cancelled", "expired"])
+def test_no_heap_keeps_a_payload_whose_request_has_ended(end, strategy):
+    """Each on a level of its own, which nobody asks for again; behind others, so that no heap is asked or rebuilt."""
+    rig = Rig(scheduling__strategy=strategy, queue__max_requests_per_model=1000)
+    payloads: list[weakref.ref[Payload]] = []
+    blocker = None if end in ("answered", "failed") else rig.block()
+    for i in range(100):
+        payload = Payload()
+        payloads.append(weakref.ref(payload))
+        budget = 5.0 if end == "expired" else 4000.0
+        observation = Observation("c", "test", "m", request_id=10_000 + i, priority=i, latency_budget_ms=budget)
+        rig.engine.submit(Request(b"c", observation, (payload,), 100, rig.now), rig.now)
+        del payload
+        if blocker is not None:
+            rig.send(client="patient", priority=i, budget=4000.0)
+        for call in rig.settle():
+            rig.finish(call, 1.0) if end == "answered" else rig.fail(call)
+    if end == "cancelled":
+        for i in range(100):
+            assert rig.engine.cancel(b"c", 10_000 + i, rig.now)
+    rig.wait(10.0)
+    rig.settle()
+    assert rig.engine.pending == (0 if blocker is None else 101)
+    rig.calls.clear()
+    rig.outcomes.clear()
+    gc.collect()
+    assert sum(payload() is not None for payload in payloads) <= 1
+
+
+def test_what_is_cancelled_before_its_call_has_left_reaches_no_model():
+    rig = Rig(replicas=[Replica("r", "m", 2, 1)], queue__max_requests_per_model=1)
+    first, second, third = [rig.send() for _ in range(3)]  # more than wait: calls are made for them at once
+    assert rig.engine.cancel(b"c", first.observation.request_id, rig.now)
+    calls = rig.settle()
+    assert rig.status(first) is Status.CANCELLED
+    assert [call.requests for call in calls] == [[second], [third]]
+    assert rig.abandoned == []
+    for call in calls:
+        rig.finish(call, 1.0)
+    assert rig.engine.pending == 0
+
+
+def test_what_is_cancelled_before_its_batch_has_left_is_taken_out_of_it():
+    rig = Rig(replicas=[Replica("r", "m", 1, 2)], queue__max_requests_per_model=2)
+    requests = [rig.send() for _ in range(3)]
+    assert rig.engine.cancel(b"c", requests[0].observation.request_id, rig.now)
+    [call] = rig.settle()
+    assert call.requests == [requests[1]]
+    [call] = rig.finish(call, 1.0)
+    assert call.requests == [requests[2]]
+
+
+def test_one_that_does_not_fit_takes_nobodys_place():
+    rig = Rig(queue__max_bytes_per_model=100, queue__overflow="reject_newest")
+    blocker = rig.block()
+    other, older = rig.send(size=40), rig.send(size=40, latest_only=True)
+    newer = rig.send(size=70, latest_only=True)
+    assert rig.outcome(newer).reason is Reason.QUEUE_FULL
+    assert rig.status(older) is None
+    newest = rig.send(size=60, latest_only=True)
+    assert rig.status(older) is Status.SUPERSEDED
+    assert rig.drain_order(blocker) == [other, newest]
+
+
 class Payload:
     """What can be referred to weakly."""
 

@@ -108,3 +108,21 @@ def test_a_hung_call_runs_again_elsewhere():
     again = rig.wait(101.0)
     assert [c.requests for c in again] == [[r]]
     assert again[0].replica.id != call.replica.id
+
+
+def test_a_retry_does_not_revive_in_the_order_that_it_left():
+    """Where it did, everything that came later was decided with an exception, and nobody was answered any more."""
+    rig = Rig(replicas=TWO, dispatch__max_retries=1)
+    first, again = rig.send(budget=1000.0), rig.send(budget=1000.0)
+    calls = {call.requests[0]: call for call in rig.settle()}
+    late = rig.send(budget=5.0)
+    rig.wait(6.0)
+    assert rig.status(late) is Status.EXPIRED, "the model is contended from here on"
+    assert rig.fail(calls[again], retryable=True) == [], "the replica that it was not tried on is busy"
+    others = [rig.send(client=client, budget=1000.0) for client in ("c", "d")]
+    pending = [*rig.settle(), calls[first]]
+    while pending:
+        pending += rig.finish(pending.pop(0), 5.0)
+    assert [rig.status(r) for r in (first, again, *others)] == [Status.OK] * 4
+    retried = next(call for call in rig.calls if again in call.requests and call is not calls[again])
+    assert retried.replica.id != calls[again].replica.id
