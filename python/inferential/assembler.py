@@ -82,6 +82,8 @@ def assemble(
     sizes = [len(f) for f in frames[1:]]
     size = sum(sizes)
     observation = wire.parse_observation(envelope, sizes)
+    if len(sizes) > wire.MAX_TENSORS:
+        raise WireError("message", f"has more than {wire.MAX_TENSORS} payload frames", observation.request_id)
     if size + len(envelope) > max_message_bytes:
         raise WireError(
             "message",

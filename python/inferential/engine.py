@@ -162,6 +162,7 @@ class Engine:
         arrival = request.arrival
         stream = model.streams.seen(client_id, arrival, self._client_weights)
         request.stream = stream
+        model.forget_excess()
         cadence = stream.cadence_of(observation.slot) if observation.slot else stream.cadence
         overdue = cadence.arrived(arrival, self._cadence_alpha)
         budget_ms = observation.latency_budget_ms

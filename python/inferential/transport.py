@@ -22,10 +22,13 @@ import zmq.utils.monitor
 from inferential.config.schema import TransportConfig
 from inferential.errors import ConfigError
 from inferential.types import Buffer
+from inferential.wire import MAX_TENSORS
 
 logger = logging.getLogger("inferential.transport")
 
 BURST = 256  # messages taken before the loop may do something else
+MAX_FRAMES = MAX_TENSORS + 1  # of a message, its envelope included; of one that has more, one more is kept to tell
+SKIPPED_AT_ONCE = 4096
 COPIED_BYTES = 262_144  # below this a copy is quicker than having pyzmq told when the memory is free again
 # Messages per connection inside ZMQ; what is beyond waits in this module's queue. That many copied frames are 64 MiB at most,
 # and larger ones are counted.
@@ -103,6 +106,8 @@ class Transport:
         self._retry: asyncio.TimerHandle | None = None
         self._sweep: asyncio.TimerHandle | None = None
         self._again: asyncio.Handle | None = None
+        self._skipping = False
+        """Whether what is read next is the rest of a message that has too many frames."""
         self._sent = False  # since it was last asked whether there is something to read
         self._is_open = False
         self._is_receiving = False
@@ -221,6 +226,8 @@ class Transport:
         recv, received, more, alone = self._socket.recv, self._events.received, True, True
         events = self._socket.get
         try:
+            if self._skipping and not self._skip():
+                return  # others have their turn first
             for _ in range(BURST):
                 routing_id = recv(_SEND)
                 frames = []
@@ -229,12 +236,17 @@ class Transport:
                 while frame.more:
                     frame = recv(_SEND, False)
                     frames.append(frame)
+                    if len(frames) > MAX_FRAMES:
+                        self._skipping = bool(frame.more)
+                        break
                 now = time.monotonic()
                 peer = self._peers.get(routing_id)
                 if peer is None:
                     peer = self._arrived(routing_id, frame, now)
                 peer.last_seen = now
                 received(peer, frames if framed and len(frames) >= 2 else None, now)
+                if self._skipping and not self._skip():
+                    break
                 if alone:
                     # Asking costs less than an attempt that fails, and most messages come alone.
                     alone = False
@@ -247,6 +259,15 @@ class Transport:
             if more:
                 self._again = self._loop.call_soon(self._readable)
             self._events.burst_ended()
+
+    def _skip(self) -> bool:
+        """Goes on with the rest of a message that has too many frames; whether that was all of it."""
+        recv = self._socket.recv
+        for _ in range(SKIPPED_AT_ONCE):
+            if not recv(_SEND, False).more:
+                self._skipping = False
+                return True
+        return False
 
     def check_readable(self) -> None:
         """To be called when a round of sending is over: a send may use up the signal that there is something to read."""

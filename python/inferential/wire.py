@@ -41,6 +41,9 @@ LARGE_TENSOR_BYTES = 65_536  # from here on a tensor travels as a frame of its o
 MAX_DIMENSIONS = 32
 MAX_ARRAY_BYTES = 2**63 - 1
 MAX_TENSORS = 256
+MAX_FIELDS = 16_384
+"""Of an envelope of more than LONG_ENVELOPE_BYTES, its entries of metadata among them."""
+LONG_ENVELOPE_BYTES = 65_536
 MAX_IMAGE_SIDE = 16_384
 
 _NUMPY_NAMES = {
@@ -137,7 +140,8 @@ def _check_tensors(tensors: Iterable[Any], frame_sizes: Sequence[int], request_i
 
 def _check_tensor(t: Any, frame_sizes: Sequence[int], seen: set[str], request_id: int) -> TensorSpec:
     key, number, length, offset, frame = t.key, t.dtype, t.byte_length, t.byte_offset, t.frame
-    shape = tuple(t.shape)
+    dimensions = len(t.shape)
+    shape = tuple(t.shape) if dimensions <= MAX_DIMENSIONS else ()
     if not key:
         raise _bad_tensor(key, request_id, "has no key")
     if key in seen:
@@ -158,7 +162,7 @@ def _check_tensor(t: Any, frame_sizes: Sequence[int], seen: set[str], request_id
             request_id,
             f"byte_offset {offset} + byte_length {length} is past the end of its frame of {size} bytes",
         )
-    if len(shape) > MAX_DIMENSIONS:
+    if dimensions > MAX_DIMENSIONS:
         raise _bad_tensor(key, request_id, f"shape has {len(shape)} dimensions, at most {MAX_DIMENSIONS} are allowed")
     if min(shape, default=0) < 0:
         raise _bad_tensor(key, request_id, f"shape {list(shape)} has a negative dimension")
@@ -408,6 +412,46 @@ def _too_long(name: str) -> bool:
     return len(name) * 4 > MAX_NAME_BYTES and len(name.encode()) > MAX_NAME_BYTES
 
 
+def _check_fields(envelope: Buffer) -> None:
+    """Refuses what would take seconds to parse: millions of small fields. What is no protobuf at all is not for here to say."""
+    data = bytes(envelope)
+    at, end = 0, len(data)
+    request_id = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = 0
+        for shift in range(0, 70, 7):
+            byte = data[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+        raise IndexError
+
+    try:
+        for _ in range(MAX_FIELDS):
+            if at >= end:
+                return
+            tag = varint()
+            kind = tag & 7
+            if kind == 0:
+                value = varint()
+                if tag >> 3 == pb.Observation.REQUEST_ID_FIELD_NUMBER:
+                    request_id = value
+            elif kind == 2:
+                length = varint()
+                at += length
+            elif kind in (1, 5):
+                at += 8 if kind == 1 else 4
+            else:
+                return
+    except IndexError:
+        return
+    if at < end:
+        raise WireError("envelope", f"has more than {MAX_FIELDS} fields", request_id)
+
+
 def parse_observation(envelope: Buffer, frame_sizes: Sequence[int]) -> Observation:
     """Decodes and checks an observation envelope.
 
@@ -418,6 +462,8 @@ def parse_observation(envelope: Buffer, frame_sizes: Sequence[int]) -> Observati
     Raises:
         WireError: it does not parse, or a field is wrong; `request_id` is set where it could be read.
     """
+    if len(envelope) > LONG_ENVELOPE_BYTES:
+        _check_fields(envelope)
     try:
         m = pb.Observation.FromString(envelope)
     except DecodeError:

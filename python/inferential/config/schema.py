@@ -25,7 +25,7 @@ class TransportConfig(Settings):
     bind: str = "tcp://127.0.0.1:5555"
     """Endpoint; port 0 or * picks a free one (`server.endpoint` tells which)."""
     max_message_bytes: Bytes = 256 * 1024 * 1024
-    """A larger message costs its sender the connection; also what an image may have once it is decoded."""
+    """A larger frame costs its sender the connection, more in several a refusal once they are read; bounds decoded images too."""
     outbound_queue_messages: Count = 10_000
     """Replies waiting for one client whose link is full; past that they are counted `send_errors` and dropped."""
     outbound_queue_bytes: Bytes = 64 * 1024 * 1024

@@ -14,7 +14,7 @@ from inferential.scheduling.queue import Load, RequestQueue
 from inferential.scheduling.replicas import Replicas, ReplicaState
 from inferential.scheduling.request import INFINITY, Call, Request
 from inferential.scheduling.service_time import ServiceTime
-from inferential.tracking.clients import Stream, Streams
+from inferential.tracking.clients import MAX_CLIENTS, Stream, Streams
 from inferential.tracking.forecast import ArrivalRate, Forecast
 from inferential.tracking.health import Health
 
@@ -165,7 +165,15 @@ class ModelState:
         """Forgets clients not seen since `before`."""
         if self.phases is not None:
             self.phases.forget(now)
-        for stream in self.streams.evict(before):
+        self._forgotten(self.streams.evict(before))
+
+    def forget_excess(self) -> None:
+        """A client was seen: who makes up a name for each message must not use up the memory."""
+        if len(self.streams) > MAX_CLIENTS:
+            self._forgotten(self.streams.excess(MAX_CLIENTS))
+
+    def _forgotten(self, gone: list[Stream]) -> None:
+        for stream in gone:
             kept = None if stream.replica is None else self.replicas.get(stream.replica)
             if kept is not None:
                 kept.assigned = max(0, kept.assigned - 1)  # it may be a later one of that name

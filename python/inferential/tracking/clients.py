@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from inferential.scheduling.request import Request
 
 
+MAX_CLIENTS = 131_072  # of one model that are remembered
 MAX_SLOTS = 256
 """Slots of a client whose cadence is known: those seen last."""
 
@@ -125,6 +126,15 @@ class Streams:
         stream.last_seen = now
         return stream
 
+    def excess(self, most: int) -> list[Stream]:
+        """Forgets the one that was seen least recently, of those of which nothing waits, where there are more than so many."""
+        if len(self._by_client) <= most:
+            return []
+        for stream in self._by_client.values():
+            if not stream.queued:
+                return self._forget([stream])
+        return []
+
     def live(self, since: float) -> int:
         """How many were seen at or after that time; O(answer)."""
         count = 0
@@ -142,6 +152,9 @@ class Streams:
                 break
             if not stream.queued:
                 gone.append(stream)
+        return self._forget(gone)
+
+    def _forget(self, gone: list[Stream]) -> list[Stream]:
         for stream in gone:
             del self._by_client[stream.client_id]
         self.evicted += len(gone)

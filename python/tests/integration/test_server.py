@@ -864,6 +864,24 @@ def test_the_spread_of_an_observations_tensors() -> None:
         assert server.metrics.get_stats("tensor_spread_ms", labels={"client": "robot"}).mean == pytest.approx(3.0)
 
 
+@pytest.mark.parametrize("frames", [257, 258, 4096, 4097, 50_000])
+def test_a_message_of_too_many_frames_is_refused_and_read_to_its_end(peer: RawPeer, frames: int) -> None:
+    envelope = wire.encode_observation(Observation("robot", "", "echo", 7, metadata={"a": "b"}))
+    peer.send_frames(b"", envelope, *([b""] * frames))
+    ping = Observation("robot", "", "", 8, kind=Kind.PING)
+    peer.send_frames(b"", wire.encode_observation(ping), b"")
+    refused, answer = peer.receive(), peer.receive()
+    assert (refused.request_id, refused.status) == (7, Status.INVALID_OBSERVATION)
+    assert "more than 256 payload frames" in refused.error
+    assert (answer.request_id, answer.status) == (8, Status.OK)
+
+
+def test_256_payload_frames_are_not_too_many(peer: RawPeer) -> None:
+    number = peer.observe("echo", tensors={f"t{i}": np.zeros(2000, np.float32) for i in range(256)})
+    answer = peer.receive()
+    assert (answer.request_id, answer.status) == (number, Status.OK)
+
+
 class Stumbling:
     """A user's order, first come, first served, with a defect."""
 
@@ -903,10 +921,11 @@ def test_who_has_an_outcome_hears_of_it_whatever_an_order_raises(monkeypatch: py
         peer.observe("m", latency_budget_ms=4000)
         gate.wait_entered()
         monkeypatch.setattr(Stumbling, "broken", True)
-        peer.observe("echo", latency_budget_ms=500)
+        peer.observe("echo", latency_budget_ms=2000)
         peer.ping()  # it waits
         gate.release.set()
         assert peer.receive().status == Status.OK
+        assert server.health()["pending"] == 1, "the other one waits still: no later round has brought the answer"
         assert peer.receive().status == Status.EXPIRED
 
 

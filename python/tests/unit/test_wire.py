@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -134,6 +135,35 @@ def test_at_most_256_tensors() -> None:
     for i in range(257):
         m.tensors.add(key=str(i), dtype=5, shape=[0])
     assert refused(m).field == "tensors"
+
+
+def test_a_long_envelope_has_few_fields() -> None:
+    m = message()
+    others = len(m.ListFields())
+    for i in range(wire.MAX_FIELDS - others):
+        m.metadata[f"key {i}"] = "word"
+    assert len(wire.parse_observation(m.SerializeToString(), [PAYLOAD]).metadata) == wire.MAX_FIELDS - others
+    m.metadata["one more"] = ""
+    assert "has more than 16384 fields" in str(refused(m))
+    assert len(wire.parse_observation(long_message(), [PAYLOAD]).metadata["a"]) == wire.LONG_ENVELOPE_BYTES
+
+
+def long_message() -> bytes:
+    m = message()
+    m.metadata["a"] = "x" * wire.LONG_ENVELOPE_BYTES
+    return m.SerializeToString()
+
+
+def test_a_tensor_of_very_many_dimensions() -> None:
+    assert "dimensions" in str(refused(with_tensor(shape=[1] * 1_000_000)))
+
+
+@given(st.binary(), st.binary(max_size=20), st.integers(0, 3))
+def test_whatever_is_long_is_parsed_or_refused(data: bytes, end: bytes, cut: int) -> None:
+    whole = long_message()
+    for envelope in (data + whole, whole + end, (whole + data)[: len(whole) + cut], whole[cut:]):
+        with contextlib.suppress(WireError):
+            wire.parse_observation(envelope, [PAYLOAD])
 
 
 def test_what_is_no_protobuf() -> None:

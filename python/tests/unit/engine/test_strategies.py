@@ -238,6 +238,18 @@ def test_explain_in_words():
     assert words(expired) == ["EXPIRED 8.0 ms after its arrival: its deadline passed while it waited"]
 
 
+def test_explain_goes_by_time_where_the_journal_has_begun_anew():
+    rig = Rig(scheduling__explain_records=5)
+    for _ in range(3):  # a dispatch and an outcome each
+        request = rig.send(client="robot", request_id=1)
+        [call] = rig.settle()
+        rig.finish(call, 1.0)
+        assert rig.status(request) is Status.OK
+    found = rig.engine.explain("robot", 1)
+    assert [entry["decision"] for entry in found] == ["outcome", "dispatch", "outcome", "dispatch", "outcome"]
+    assert [entry["at"] for entry in found] == sorted(entry["at"] for entry in found)
+
+
 def test_explain_keeps_so_many():
     rig = Rig(replicas=[], scheduling__explain_records=2)
     three = [rig.send() for _ in range(3)]

@@ -105,3 +105,16 @@ def test_a_phase_shift_that_is_followed_is_not_held_against_the_cadence():
     assert followed.due_at == pytest.approx(0.76, abs=0.01)
     assert followed.arrived(0.82, 0.2) == pytest.approx(0.06), "once"
     assert late.arrived(0.56, 0.2) == pytest.approx(0.06)
+
+
+def test_more_clients_than_may_be_are_forgotten_least_recently_seen_first():
+    streams = Streams()
+    for name in "abcd":
+        streams.seen(name, 1.0, {})
+    streams.seen("a", 2.0, {}).queued = 1
+    assert streams.excess(4) == []
+    assert [s.client_id for s in streams.excess(3)] == ["b"]
+    streams.seen("c", 3.0, {}).queued = 1
+    assert [s.client_id for s in streams.excess(0)] == ["d"]
+    assert streams.excess(0) == [], "of the others something waits"
+    assert (len(streams), streams.evicted) == (2, 2)
