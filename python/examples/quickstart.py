@@ -14,4 +14,4 @@ if result is not None:
     actions = result["actions"]  # np.ndarray
     print(f"actions of shape {actions.shape} after {result.age_ms:.1f} ms")
 else:
-    print(f"no answer: {model.last_status!r} {model.last_error}")
+    print(f"no answer (link: {conn.link_state.value}): {model.last_error}")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from inferential import images, wire
 from inferential.errors import WireError
 from inferential.scheduling.request import Request
-from inferential.types import Buffer, Encoding, Observation, TensorSpec
+from inferential.types import MAX_TENSORS, Buffer, Encoding, Observation, TensorSpec
 
 CLOCK_WINDOW_S = 60.0
 
@@ -82,8 +82,8 @@ def assemble(
     sizes = [len(f) for f in frames[1:]]
     size = sum(sizes)
     observation = wire.parse_observation(envelope, sizes)
-    if len(sizes) > wire.MAX_TENSORS:
-        raise WireError("message", f"has more than {wire.MAX_TENSORS} payload frames", observation.request_id)
+    if len(sizes) > MAX_TENSORS:
+        raise WireError("message", f"has more than {MAX_TENSORS} payload frames", observation.request_id)
     if size + len(envelope) > max_message_bytes:
         raise WireError(
             "message",

@@ -91,7 +91,9 @@ else:
     def ping(
         server: Annotated[str, typer.Argument(help="Address of the server.")] = "tcp://127.0.0.1:5555",
         count: Annotated[int, typer.Option(min=1, help="How often.")] = 4,
-        timeout_ms: Annotated[float, typer.Option(min=1, help="How long to wait for each answer.")] = 1000.0,
+        timeout_ms: Annotated[
+            float, typer.Option(min=1, max=1e9, help="How long to wait for the server, and for each answer.")
+        ] = 1000.0,
     ) -> None:
         """Ask whether a server answers, how fast, and which models are ready. Exit code 1 without an answer."""
         from inferential.client.blocking import Connection
@@ -126,7 +128,7 @@ else:
             variants = [Variant(name="simulated, as configured")]
             variants += [
                 Variant(name=f"simulated, {name}", settings={"scheduling.strategy": name, "scheduling.options": {}})
-                for name in strategy
+                for name in dict.fromkeys(strategy)
             ]
             typer.echo(table(simulate(Scenario(name=file.name, recording=file, variants=variants))))
             return
@@ -155,7 +157,7 @@ else:
         client_id: Annotated[str, typer.Argument(help="The client's id.")],
         request_id: Annotated[int, typer.Argument(help="The request's id.")],
         server: Annotated[str, typer.Option(help="Address of the server.")] = "tcp://127.0.0.1:5555",
-        timeout_ms: Annotated[float, typer.Option(min=1, help="How long to wait for the answer.")] = 2000.0,
+        timeout_ms: Annotated[float, typer.Option(min=1, max=1e9, help="How long to wait for the answer.")] = 2000.0,
     ) -> None:
         """Tell why a recent request waited, was batched, refused or superseded. Exit code 1 where it is not known."""
         from inferential.scheduling.journal import describe

@@ -16,9 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pydantic import ValidationError
+
 from inferential._proto.inferential.recording.v1 import recording_pb2 as pb
 from inferential._proto.inferential.v1 import inferential_pb2 as wire_pb
 from inferential._version import __version__
+from inferential.config.schema import InferentialConfig
 from inferential.errors import ConfigError, InferentialError, MissingDependencyError, describe
 from inferential.scheduling.request import Call, CallError, CallResult, ItemError, Outcome, Replica, Request
 from inferential.types import Buffer
@@ -314,6 +317,21 @@ class Recording:
     version: str
     config_json: str
     models: tuple[str, ...]
+
+    def config(self) -> InferentialConfig:
+        """The server's settings.
+
+        Raises:
+            RecordingError: they are none of this version's.
+        """
+        try:
+            return InferentialConfig.model_validate_json(self.config_json)
+        except ValidationError as e:
+            first = e.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise RecordingError(
+                f"{self.path}: the settings of inferential {self.version} in it are none of {__version__}: {where}: {first['msg']}"
+            ) from None
 
 
 class Visitor(Protocol):

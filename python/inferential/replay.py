@@ -9,7 +9,6 @@ from pathlib import Path
 
 from inferential import wire
 from inferential._proto.inferential.recording.v1 import recording_pb2 as pb
-from inferential.config.schema import InferentialConfig
 from inferential.engine import Engine
 from inferential.recording import (
     Recording,
@@ -49,7 +48,7 @@ class _Silent:
 
 class _Player:
     def __init__(self, recording: Recording) -> None:
-        config = InferentialConfig.model_validate_json(recording.config_json)
+        config = recording.config()
         self._engine = Engine(config, recording.models, _Silent())
         self._envelope = b""
         self._expected: list[pb.Decision] = []

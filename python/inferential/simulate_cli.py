@@ -25,6 +25,8 @@ def run(scenario: Path, json_file: Path | None = None, plots: Path | None = None
     """
     if plots is not None:
         _pyplot()
+        if plots.suffix not in (".png", ".svg", ".pdf"):
+            raise ConfigError(f"{plots}: plots are .png, .svg or .pdf files")
     for file in (json_file, plots):
         if file is not None:
             try:

@@ -410,6 +410,8 @@ def simulate(scenario: Scenario) -> list[dict[str, Any]]:
         from inferential.trace import read_trace
 
         trace = read_trace(scenario.recording)
+        if not trace.arrivals:
+            raise ConfigError(f"{scenario.recording}: there are no observations in it")
         given = scenario.model_fields_set
         recorded = trace.arrivals
         scenario = scenario.model_copy(

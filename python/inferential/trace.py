@@ -187,6 +187,6 @@ def read_trace(path: Path) -> Trace:
         RecordingError: see recording.open_recording.
     """
     recording = open_recording(path)
-    reader = _Reader(InferentialConfig.model_validate_json(recording.config_json))
+    reader = _Reader(recording.config())
     read_recording(recording, reader)
     return reader.finish()

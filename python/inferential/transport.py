@@ -21,8 +21,7 @@ import zmq.utils.monitor
 
 from inferential.config.schema import TransportConfig
 from inferential.errors import ConfigError
-from inferential.types import Buffer
-from inferential.wire import MAX_TENSORS
+from inferential.types import MAX_TENSORS, Buffer
 
 logger = logging.getLogger("inferential.transport")
 

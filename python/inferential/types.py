@@ -24,6 +24,7 @@ MAX_PRIORITY = 1000
 COMPILED = not __file__.endswith(".py")
 """Whether this is a wheel in which the core is compiled (docs/adr/0005-compiled-core.md)."""
 MAX_NAME_BYTES = 256  # of a client's id or type, a model's id, a slot
+MAX_TENSORS = 256  # of a message, and its payload frames
 
 Buffer: TypeAlias = Any  # anything with the buffer protocol: bytes, memoryview, numpy array, zmq.Frame
 """One payload frame."""

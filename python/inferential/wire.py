@@ -20,6 +20,7 @@ from inferential._proto.inferential.v1 import inferential_pb2 as pb
 from inferential.errors import MissingDependencyError, ModelError, ObservationError, WireError, describe
 from inferential.types import (
     MAX_NAME_BYTES,
+    MAX_TENSORS,
     PROTOCOL_VERSION,
     Body,
     Buffer,
@@ -40,7 +41,6 @@ ALIGNMENT_BYTES = 8
 LARGE_TENSOR_BYTES = 65_536  # from here on a tensor travels as a frame of its own, uncopied, where the peer can take it
 MAX_DIMENSIONS = 32
 MAX_ARRAY_BYTES = 2**63 - 1
-MAX_TENSORS = 256
 MAX_FIELDS = 16_384
 """Of an envelope of more than LONG_ENVELOPE_BYTES, its entries of metadata among them."""
 LONG_ENVELOPE_BYTES = 65_536

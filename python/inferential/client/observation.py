@@ -10,8 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from inferential.errors import ObservationError
-from inferential.types import MAX_NAME_BYTES, MAX_PRIORITY, EncodedImage, as_float, is_number
-from inferential.wire import MAX_TENSORS
+from inferential.types import MAX_NAME_BYTES, MAX_PRIORITY, MAX_TENSORS, EncodedImage, as_float, is_number
 
 ImageFormat: TypeAlias = "str | tuple[str, int]"
 """`"jpeg"`, `"png"`, or `("jpeg", quality)`."""

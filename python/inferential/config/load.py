@@ -7,12 +7,12 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from inferential.config.schema import InferentialConfig
-from inferential.errors import ConfigError, MissingDependencyError
+from inferential.errors import ConfigError, MissingDependencyError, describe
 from inferential.types import MAX_NAME_BYTES
 
 if sys.version_info >= (3, 11):
@@ -51,7 +51,7 @@ def read_data(path: Path) -> Any:
     try:
         if kind == "TOML":
             return tomllib.loads(text)
-        return json.loads(text) if kind == "JSON" else _yaml(text)
+        return json.loads(text, object_pairs_hook=_unique) if kind == "JSON" else _yaml(text)
     except RecursionError:
         raise ConfigError(f"{path}: is no {kind} for settings: it is nested too deeply") from None
     except ValueError as e:
@@ -145,6 +145,14 @@ def _check_endpoint(bind: str) -> None:
         )
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return found
+
+
 def _yaml(text: str) -> Any:
     """Raises ValueError where it is none, or a key is there twice, of which YAML would take the last."""
     try:
@@ -153,19 +161,23 @@ def _yaml(text: str) -> Any:
         raise MissingDependencyError("YAML files need pyyaml: pip install 'inferential[server]'") from None
 
     class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node = super().compose_mapping_node(anchor)
             lines: dict[str, int] = {}
             for key, _ in node.value:
-                if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if isinstance(key, yaml.ScalarNode):
                     line = key.start_mark.line + 1
-                    if lines.setdefault(key.value, line) != line:
+                    if key.value in lines:
                         raise ValueError(f"line {line}: {key.value!r} is in line {lines[key.value]} already")
-            return super().construct_mapping(node, deep)
+                    lines[key.value] = line
+            return node
 
     try:
         return yaml.load(text, Loader)
-    except yaml.YAMLError as e:
-        raise ValueError(e) from None
+    except RecursionError:
+        raise
+    except Exception as e:  # of a tag and a value that do not fit it says KeyError, IndexError, AttributeError
+        raise ValueError(e if isinstance(e, (yaml.YAMLError, ValueError)) else describe(e)) from None
 
 
 def _line(kind: type[BaseModel], error: Any) -> str:
@@ -190,11 +202,15 @@ def _line(kind: type[BaseModel], error: Any) -> str:
 def _names(kind: type[BaseModel], location: Sequence[Any]) -> list[str]:
     """The settings there are in a section."""
     model: Any = kind
+    is_key = False
     for part in location:
-        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
-        annotation = model if field is None else field.annotation
-        if field is None:  # the key of a table such as models.known: what follows describes one entry
+        if is_key:  # of a table such as models.known, or a place in a list: what follows describes one entry
+            is_key = False
             continue
-        arguments = getattr(annotation, "__args__", ())
-        model = next((a for a in arguments if isinstance(a, type) and issubclass(a, BaseModel)), annotation)
+        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        if field is None:
+            return []
+        is_key = get_origin(field.annotation) in (dict, list)
+        arguments = getattr(field.annotation, "__args__", ())
+        model = next((a for a in arguments if isinstance(a, type) and issubclass(a, BaseModel)), field.annotation)
     return sorted(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []

@@ -16,7 +16,7 @@ from inferential import AsyncConnection, Server, recording
 from inferential._proto.inferential.recording.v1 import recording_pb2 as pb
 from inferential.config.schema import InferentialConfig
 from inferential.engine import Engine
-from inferential.errors import InferentialError
+from inferential.errors import ConfigError, InferentialError
 from inferential.metrics.collector import MetricsCollector
 from inferential.recording import Recorder, RecordingEngine, RecordingError, open_recording, read_recording
 from inferential.replay import replay
@@ -223,13 +223,25 @@ def test_a_damaged_recording_is_told_in_words(tmp_path: Path) -> None:
         damaged[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
         path.write_bytes(damaged)
         try:
-            read_recording(open_recording(path), _Ignores())
+            recording = open_recording(path)
+            assert recording.config().model_fields_set
+            read_recording(recording, _Ignores())
         except RecordingError:
             refused += 1
     assert refused > 50
     path.write_bytes(b"")
     with pytest.raises(RecordingError, match="not an MCAP file"):
         open_recording(path)
+    path.write_bytes(whole)
+    with pytest.raises(ConfigError, match="no observations in it"):
+        simulate(Scenario(recording=path))
+
+
+def test_settings_of_another_version_are_told(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "run.mcap", config_json='{"queue": {"depth": 3}}', models=["policy"])
+    recorder.close()
+    with pytest.raises(RecordingError, match=r"run\.mcap: the settings of inferential .* queue\.depth"):
+        replay(recorder.path)
 
 
 class _Ignores:

@@ -180,6 +180,8 @@ def test_serve_tells_what_is_wrong(arguments: list[str], word: str) -> None:
         (["explain", "robot", "1", "--server", "nonsense://"], "--server is 'nonsense://'"),
         (["explain", "robot", "1", "--server", "localhost:99999"], "server is 'localhost:99999'; a port of 1..65535"),
         (["explain", "robot\udcff", "1"], "the client's id is 'robot\\udcff', which is not valid Unicode text"),
+        (["simulate", "a.yaml", "--plots", "a.xyz"], "a.xyz: plots are .png, .svg or .pdf files"),
+        (["explain", "robot", "1", "--timeout-ms", "inf"], "--timeout-ms"),
         (["simulate", "a.yaml", "--json", "nowhere/a.json"], "nowhere/a.json: cannot write it"),
         (["ping", "nonsense://"], "server is 'nonsense://'"),
         (["replay", "nowhere.mcap"], "nowhere.mcap: cannot read it"),

@@ -55,6 +55,13 @@ def test_an_empty_file_is_all_defaults(tmp_path: Path, name: str) -> None:
         ("a.json", "{", "is no JSON"),
         ("a.yaml", "queue:\n  max_bytes: 1\ntransport: {}\nqueue: {}\n", "line 4: 'queue' is in line 1 already"),
         ("a.yaml", "queue: 2026-13-45", "is no YAML"),
+        ("a.yaml", "queue: {max_bytes: 1, max_bytes: 2}", "line 1: 'max_bytes' is in line 1 already"),
+        ("a.yaml", "queue: !!timestamp x", "is no YAML"),
+        ("a.yaml", "queue: !!bool x", "is no YAML"),
+        ("a.yaml", "queue: !!int ''", "is no YAML"),
+        ("a.json", '{"queue": {}, "queue": {}}', "'queue' is there twice"),
+        ("a.toml", "[clients.share]\nnonsense = 1", "no such setting; there are: "),
+        ("a.toml", "[clients.share]\nshares = 1", "did you mean 'share'"),
         ("a.yaml", "queue: 2026-11-28", "queue is datetime.date"),
         ("a.yaml", "[" * 5000, "nested too deeply"),
         ("a.toml", "a = " + "[" * 5000, "nested too deeply"),
@@ -163,3 +170,12 @@ def test_merged_keys_of_yaml_may_be_given_anew(tmp_path: Path) -> None:
     )
     known = load_config(path).models.known
     assert [(m.max_inflight, m.latency_budget_ms) for m in known.values()] == [(2, 20.0), (3, 20.0)]
+
+
+def test_a_merge_within_a_merge_is_no_key_given_twice(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        "models:\n  default: &base\n    max_inflight: 2\n  known:\n"
+        "    a: &a\n      <<: *base\n      max_inflight: 3\n    b:\n      <<: *a\n"
+    )
+    assert [m.max_inflight for m in load_config(path).models.known.values()] == [3, 3]
