@@ -79,7 +79,7 @@ class EngineMachine(RuleBasedStateMachine):
         if warm:
             for _ in range(10):
                 for model in MODELS:
-                    self.submit(model, 0, 200.0, 1, 0.0, None, False, False, 10, False, 3)
+                    self.submit(model, 0, 200.0, 1, 0.0, None, False, False, 10, False, 3, False)
                 self.a_busy_while(20)
                 self.time_passes(40.0)
 
@@ -147,8 +147,9 @@ class EngineMachine(RuleBasedStateMachine):
         size=st.sampled_from([10, 100]),
         duplicate=st.sampled_from([False] * 5 + [True]),
         count=st.integers(1, 12),
+        withdrawn=st.sampled_from([False] * 4 + [True]),
     )
-    def submit(self, model, client, budget, priority, urgency, steps, latest, v1, size, duplicate, count):
+    def submit(self, model, client, budget, priority, urgency, steps, latest, v1, size, duplicate, count, withdrawn):
         requests = []
         for _ in range(count):
             self.number += 1
@@ -169,6 +170,8 @@ class EngineMachine(RuleBasedStateMachine):
                 engine.submit(request, self.now)
                 if mine and not is_duplicate:
                     self.accepted[request.sequence] = request
+            if withdrawn:  # in the same burst, before the engine is asked what it has decided
+                engine.cancel(connection, requests[0][1].request_id, self.now)
 
         assert connection
         self.both(act)
