@@ -379,14 +379,12 @@ class Dispatcher:
         """Whether a call of `size` would be in time on a faster replica than `here`, at the end of what that one is doing."""
         service = model.service
         for replica in model.replicas:
-            if replica.speed >= here.speed or replica.draining:
-                continue
-            free_at = now
-            if replica.full:
-                last = replica.staged
-                free_at = last.ends_at if last is not None else min(call.ends_at for call in replica.calls.values())
-                if now > free_at + service.margin_s:
-                    continue  # it takes longer than predicted: nobody knows when it will end
+            if replica.speed >= here.speed or replica.draining or not replica.full:
+                continue  # where there is room it would be chosen if it were quicker there
+            last = replica.staged
+            free_at = last.ends_at if last is not None else min(call.ends_at for call in replica.calls.values())
+            if now > free_at + service.margin_s:
+                continue  # it takes longer than predicted: nobody knows when it will end
             needs = (service.mean(size) + service.margin_s) * replica.speed + self._deadline_margin_s
             if max(now, free_at) + needs <= request.expiry:
                 model.wake = min(model.wake, request.expiry - needs + 1e-6)

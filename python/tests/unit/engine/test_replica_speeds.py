@@ -76,3 +76,17 @@ def test_what_only_an_idle_fast_replica_can_do_is_not_refused():
     rig.send(budget=15.0)
     [call] = rig.settle()
     assert call.replica.id == "fast"
+
+
+def test_nothing_waits_for_a_replica_that_has_room():
+    """Several calls share a replica: one that would be done sooner elsewhere is not held back for it."""
+    replicas = [Replica("slow", "m", 1), Replica("fast", "m", 2)]
+    rig = Rig(replicas=replicas, scheduling__early_refusal="off")
+    for state, speed in zip(rig.engine._models["m"].replicas, (1.2, 0.8), strict=True):
+        state.speed = speed
+        rig.engine._models["m"].replicas.changed(state)
+    rig.fix(call_ms=20.0)
+    busy(rig, fast_for_ms=5.0)
+    rig.send(budget=20.0)  # 24 ms there, 16 ms here if it were alone
+    [call] = rig.settle()
+    assert call.replica.id == "slow"
