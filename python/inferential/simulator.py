@@ -459,7 +459,8 @@ def load_scenario(path: Path) -> Scenario:
     Raises:
         ConfigError: the file does not read, or a setting is wrong.
     """
+    data = read_data(path)
     try:
-        return validated(Scenario, read_data(path))
+        return validated(Scenario, data)
     except ConfigError as e:
-        raise ConfigError(str(e) if str(e).startswith(f"{path}: ") else f"{path}: {e}") from None
+        raise ConfigError(f"{path}: {e}") from None

@@ -163,7 +163,7 @@ def _check_tensor(t: Any, frame_sizes: Sequence[int], seen: set[str], request_id
             f"byte_offset {offset} + byte_length {length} is past the end of its frame of {size} bytes",
         )
     if dimensions > MAX_DIMENSIONS:
-        raise _bad_tensor(key, request_id, f"shape has {len(shape)} dimensions, at most {MAX_DIMENSIONS} are allowed")
+        raise _bad_tensor(key, request_id, f"shape has {dimensions} dimensions, at most {MAX_DIMENSIONS} are allowed")
     if min(shape, default=0) < 0:
         raise _bad_tensor(key, request_id, f"shape {list(shape)} has a negative dimension")
     if 0 in shape and math.prod(n for n in shape if n) * _ITEMSIZE[dtype] > MAX_ARRAY_BYTES:

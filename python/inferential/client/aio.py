@@ -172,9 +172,8 @@ class AsyncConnection(BaseConnection):
         self._waiting_models.clear()
         self._core.mend()  # an exception may have ended the loop before
         self._descriptors = self._core.socket.file_descriptors
-        readable = weakref.WeakMethod(
-            self._read_and_wake
-        )  # a connection that was forgotten must not live as long as its loop
+        # A connection that was forgotten must not live as long as its loop.
+        readable = weakref.WeakMethod(self._read_and_wake)
         for descriptor in self._descriptors:
             loop.add_reader(descriptor, _call, readable)
         self._read_and_wake()

@@ -41,9 +41,8 @@ class Core:
         self._pid = os.getpid()
         self._first_send_until_s: float | None = None
         self._looked_s = -math.inf
-        self._moving = (
-            False  # a message, or news of the link; still so in the next call where an exception ended the last one
-        )
+        self._moving = False
+        """Whether a message or news of the link is being moved; still so in the next call where an exception ended the last one."""
         self._constants: dict[tuple[object, ...], bytes] = {}
         self.session = Session(hold_off=options.hold_off, request_timeout_s=options.request_timeout_ms / 1e3)
         self.socket = ClientSocket(options)

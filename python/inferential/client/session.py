@@ -404,9 +404,8 @@ class Session:
         if len(inbox.replies) >= INBOX_REPLIES:
             inbox.replies.popleft()
             self._stats.replies_dropped += 1
-        if (
-            ended is not None
-        ):  # without a call from here on, in which a signal handler could raise and leave it without an outcome
+        if ended is not None:
+            # Without a call from here on, in which a signal handler could raise and leave it without an outcome.
             del self._outstanding[ended.request_id]
             del inbox.outstanding[ended.request_id]
         inbox.replies.append(reply)

@@ -368,9 +368,13 @@ class Dispatcher:
                     safe = plan.runs + plan.tail + self._deadline_margin_s
                     safe += _RESERVE * (request.expiry - request.arrival)
                     below = min(below, fits(request.expiry, start, safe, item, limit))
-            elif choose and not requests and request.expiry < start + plan.fixed + item:  # noqa: SIM102
-                if self._waits_for_faster(model, replica, request, 1, now):
-                    break
+            elif (
+                choose
+                and not requests
+                and request.expiry < start + plan.fixed + item
+                and self._waits_for_faster(model, replica, request, 1, now)
+            ):
+                break
             self._room.remove(model, request, served=True)
             requests.append(request)
         return requests
