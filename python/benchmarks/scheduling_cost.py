@@ -24,8 +24,8 @@ class Silent:
         pass
 
 
-def cost_us(strategy: str, queued: int, requests: int) -> float:
-    """One request's submit, dispatch, answer and outcome, while `queued` others wait."""
+def cost_us(strategy: str, queued: int, requests: int, priorities: int = 1) -> float:
+    """One request's submit, dispatch, answer and outcome, while `queued` others wait, with so many different priorities."""
     changes = {
         "scheduling.strategy": strategy,
         "queue.max_requests_per_model": 1_000_000,
@@ -38,7 +38,14 @@ def cost_us(strategy: str, queued: int, requests: int) -> float:
     def request(now: float, budget_ms: float) -> Request:
         nonlocal number
         number += 1
-        observation = Observation(f"c{number % 1000}", "t", "m", request_id=number, latency_budget_ms=budget_ms)
+        observation = Observation(
+            f"c{number % 1000}",
+            "t",
+            "m",
+            request_id=number,
+            priority=number % priorities,
+            latency_budget_ms=budget_ms,
+        )
         return Request(b"%d" % (number % 1000), observation, (b"",), 100, now)
 
     now = 1.0
@@ -73,11 +80,13 @@ def main() -> None:
     args = parser.parse_args()
     facts = machine()
     results: dict[str, dict[str, float]] = {}
-    for strategy in args.strategies:
+    variants = [(strategy, strategy, 1) for strategy in args.strategies]
+    variants += [(f"{strategy}, 1,000 priorities", strategy, 1000) for strategy in args.strategies[:2]]
+    for name, strategy, priorities in variants:
         for queued in args.queued:
-            cost = min(cost_us(strategy, queued, args.requests) for _ in range(args.rounds))
-            results.setdefault(strategy, {})[str(queued)] = round(cost, 2)
-            print(f"{strategy}, {queued:,} queued: {cost:.1f} us per request", flush=True)
+            cost = min(cost_us(strategy, queued, args.requests, priorities) for _ in range(args.rounds))
+            results.setdefault(name, {})[str(queued)] = round(cost, 2)
+            print(f"{name}, {queued:,} queued: {cost:.1f} us per request", flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
     found = {"command": "make bench-scheduling", "machine": facts, "results": results}
     (args.out / "scheduling.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect
+from bisect import bisect, bisect_left
 from typing import Any
 
 from inferential.config.schema import SchedulingConfig
@@ -18,15 +18,13 @@ from inferential.types import is_number
 class _Level:
     """The waiting requests of one priority."""
 
-    __slots__ = ("by_key", "by_share", "count", "number", "sharing")
+    __slots__ = ("by_key", "by_share", "sharing")
 
     def __init__(self, number: int) -> None:
-        self.number = number
         self.by_key: LazyHeap[Request] = LazyHeap(in_order)
         self.by_share = FairQueue(number)
         self.sharing = False
         """Whether what waits is in `by_share` too: only while shares matter, for what nobody asks is not worth its time."""
-        self.count = 0
 
     def first(self, contended: bool) -> Request | None:
         """The one that goes next."""
@@ -51,57 +49,60 @@ class DeadlineOrder:
     level take turns.
     """
 
-    __slots__ = ("_active", "_by_number", "_numbers", "_share", "_strict", "_window_s")
+    __slots__ = ("_by_number", "_counts", "_keys", "_numbers", "_share", "_strict", "_window_s")
 
     def __init__(self, *, min_share: float, window_s: float, strict: bool = False) -> None:
         self._by_number: dict[int, _Level] = {}
-        self._active: list[_Level] = []
+        # Of the levels with something that waits, best first. Flat lists, because there may be a thousand levels.
         self._numbers: list[int] = []
+        self._counts: list[int] = []
+        self._keys: list[float] = []
+        """The smallest of each."""
         self._share = GuaranteedShare(min_share)
         self._window_s = window_s
         self._strict = strict
 
     def push(self, request: Request) -> None:
         """See Order."""
-        number = request.level
+        number, key = request.level, request.key
         level = self._by_number.get(number)
         if level is None:
             level = self._by_number[number] = _Level(number)
-        if not level.count:
-            at = bisect(self._numbers, number)
+        at = bisect_left(self._numbers, number)
+        if at == len(self._numbers) or self._numbers[at] != number:
             self._numbers.insert(at, number)
-            self._active.insert(at, level)
-        level.count += 1
-        level.by_key.push(request.key, request.sequence, request)
+            self._counts.insert(at, 1)
+            self._keys.insert(at, key)
+        else:
+            self._counts[at] += 1
+            if key < self._keys[at]:
+                self._keys[at] = key
+        level.by_key.push(key, request.sequence, request)
         if level.sharing:
             level.by_share.push(request)
 
     def first(self, contended: bool) -> Request | None:
         """See Order."""
-        active = self._active
-        if not active:
+        numbers = self._numbers
+        if not numbers:
             return None
-        level = active[0]
-        if len(active) > 1:
-            if contended or self._strict:
-                level = self._by_number[self._share.best(self._numbers)]
-            else:
-                level = self._earliest_level()
-        return level.first(contended)
+        number = numbers[0]
+        if len(numbers) > 1:
+            number = self._share.best(numbers) if contended or self._strict else self._earliest()
+        return self._by_number[number].first(contended)
 
     def rivals(self, request: Request) -> int:
         """See Order."""
-        number = request.level
-        return sum(level.count for level in self._active if level.number <= number)
+        return sum(self._counts[: bisect(self._numbers, request.level)])
 
-    def _earliest_level(self) -> _Level:
-        keys: list[float] = []
-        for level in self._active:
-            entry = level.by_key.top()
-            assert entry is not None, "an active level has a queued request"
-            keys.append(entry[0])
+    def _earliest(self) -> int:
+        """The best level whose smallest key is within the window of the smallest of all."""
+        keys = self._keys
         limit = min(keys) + self._window_s
-        return next(level for level, key in zip(self._active, keys, strict=True) if key <= limit)
+        for at, key in enumerate(keys):
+            if key <= limit:
+                return self._numbers[at]
+        raise AssertionError("the smallest key is within its own window")
 
     def discard(self, request: Request, served: bool) -> None:
         """See Order."""
@@ -110,13 +111,17 @@ class DeadlineOrder:
         level.by_key.discard()
         if level.sharing:
             level.by_share.discard(request, served)
-        level.count -= 1
-        if not level.count:
-            self._active.remove(level)
-            self._numbers.remove(number)
-            self._share.emptied(number)
-        if served and self._numbers:
-            self._share.served(number, self._numbers)
+        numbers = self._numbers
+        at = bisect_left(numbers, number)
+        self._counts[at] -= 1
+        entry = level.by_key.top()
+        if entry is None:
+            del numbers[at], self._counts[at], self._keys[at]
+            self._share.emptied(number, numbers)
+        else:
+            self._keys[at] = entry[0]
+        if served and numbers:
+            self._share.served(number, numbers)
 
 
 class DeadlineAware(Scheduler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Sequence
 from operator import attrgetter
 
@@ -127,35 +128,36 @@ class FairQueue:
 
 class GuaranteedShare:
     """Strict order between levels, less a guaranteed share: each request that is served owes the lower levels that wait `share` of a
-    request between them, and a level that is owed a whole one goes.
+    request between them. Whenever that makes a whole one, one of them goes; they take turns.
     """
 
-    __slots__ = ("_owed", "_share")
+    __slots__ = ("_last", "_owed", "_owing", "_share")
 
     def __init__(self, share: float) -> None:
         self._share = share
-        self._owed: dict[int, float] = {}
+        self._owed = 0.0
+        self._owing = 0
+        """The level that owes it."""
+        self._last = -1
+        """The level that had the last turn."""
 
     def best(self, waiting: Sequence[int]) -> int:
         """The level that goes next; `waiting` is sorted and not empty."""
-        owed = self._owed
-        for level in waiting:
-            if owed.get(level, 0.0) >= 1.0:
-                return level
-        return waiting[0]
+        if self._owed < 1.0 or len(waiting) < 2:
+            return waiting[0]
+        after = bisect(waiting, self._last, 1)
+        return waiting[after if after < len(waiting) else 1]
 
     def served(self, level: int, waiting: Sequence[int]) -> None:
-        """A request of `level` went; `waiting` (sorted) still have some."""
-        owed = self._owed
-        if owed.get(level, 0.0) >= 1.0:
-            owed[level] -= 1.0
-            return
-        if level >= waiting[-1]:
-            return
-        lower = [other for other in waiting if other > level]
-        for other in lower:
-            owed[other] = min(2.0, owed.get(other, 0.0) + self._share / len(lower))
+        """A request of `level` went; `waiting` (sorted, not empty) still have some."""
+        if self._owed >= 1.0 and level > self._owing:  # whether by its turn or as nothing better waited
+            self._owed -= 1.0
+            self._last = level
+        elif level < waiting[-1]:
+            self._owed = min(2.0, self._owed + self._share)
+            self._owing = level
 
-    def emptied(self, level: int) -> None:
-        """A level has nothing waiting; it saves nothing up."""
-        self._owed.pop(level, None)
+    def emptied(self, level: int, waiting: Sequence[int]) -> None:
+        """A level has nothing waiting; `waiting` still have some. Where it was the only lower one, nothing is saved up for it."""
+        if not waiting or (len(waiting) == 1 and level > waiting[0]):
+            self._owed = 0.0
