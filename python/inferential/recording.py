@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pydantic import ValidationError
-
 from inferential._proto.inferential.recording.v1 import recording_pb2 as pb
 from inferential._proto.inferential.v1 import inferential_pb2 as wire_pb
 from inferential._version import __version__
+from inferential.config.load import validated
 from inferential.config.schema import InferentialConfig
 from inferential.errors import ConfigError, InferentialError, MissingDependencyError, describe
 from inferential.scheduling.request import Call, CallError, CallResult, ItemError, Outcome, Replica, Request
@@ -325,12 +324,10 @@ class Recording:
             RecordingError: they are none of this version's.
         """
         try:
-            return InferentialConfig.model_validate_json(self.config_json)
-        except ValidationError as e:
-            first = e.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
+            return validated(InferentialConfig, json.loads(self.config_json))
+        except (ValueError, ConfigError) as e:
             raise RecordingError(
-                f"{self.path}: the settings of inferential {self.version} in it are none of {__version__}: {where}: {first['msg']}"
+                f"{self.path}: the settings of inferential {self.version} in it are none of {__version__}: {e}"
             ) from None
 
 

@@ -164,14 +164,14 @@ def test_a_changed_decision_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = tmp_path / "run.mcap"
     _record(path, clients=1, requests=5)
 
-    original = InferentialConfig.model_validate_json
+    original = InferentialConfig.model_validate
 
-    def tighter(text: str) -> InferentialConfig:
-        config = original(text)
+    def tighter(data: dict) -> InferentialConfig:
+        config = original(data)
         config.queue.max_requests_per_model = 1  # another bound drops what was answered then
         return config
 
-    monkeypatch.setattr(InferentialConfig, "model_validate_json", tighter)
+    monkeypatch.setattr(InferentialConfig, "model_validate", tighter)
     result = replay(path)
     assert not result.same
     assert any("recorded, not made again" in text for text in result.differences)
