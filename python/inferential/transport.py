@@ -21,14 +21,13 @@ import zmq.utils.monitor
 
 from inferential.config.schema import TransportConfig
 from inferential.errors import ConfigError
-from inferential.types import MAX_TENSORS, Buffer
+from inferential.types import COPIED_BYTES, MAX_TENSORS, Buffer
 
 logger = logging.getLogger("inferential.transport")
 
 BURST = 256  # messages taken before the loop may do something else
 MAX_FRAMES = MAX_TENSORS + 1  # of a message, its envelope included; of one that has more, one more is kept to tell
 SKIPPED_AT_ONCE = 4096
-COPIED_BYTES = 262_144  # below this a copy is quicker than having pyzmq told when the memory is free again
 # Messages per connection inside ZMQ; what is beyond waits in this module's queue. That many copied frames are 64 MiB at most,
 # and larger ones are counted.
 SEND_HWM = 256

@@ -16,7 +16,7 @@ from typing import Any
 import zmq
 
 from inferential._proto.inferential.backend.v1 import backend_pb2 as pb
-from inferential.types import Buffer
+from inferential.types import COPIED_BYTES, Buffer
 
 __all__ = [
     "VERSION",
@@ -35,7 +35,6 @@ __all__ = [
 
 VERSION = 1
 NONCE_BYTES = 32
-COPIED_BYTES = 65_536  # below this a copy is no dearer than telling ZMQ when the memory is free again
 INLINE_BYTES = 4096  # payloads up to this size are cheaper in the header than as frames of their own
 SERVERS = "server/"
 """Prefix of the keys under which servers tell replicas where they are."""

@@ -15,7 +15,7 @@ from zmq import zmq_poll
 
 from inferential.client.options import Options
 from inferential.errors import ConfigError
-from inferential.types import Buffer
+from inferential.types import COPIED_BYTES, Buffer
 
 logger = logging.getLogger("inferential.client")
 
@@ -28,9 +28,6 @@ _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
 _NOBLOCK = int(zmq.NOBLOCK)
 _MORE = int(zmq.SNDMORE | zmq.NOBLOCK)
-_ZERO_COPY_BYTES = (
-    262_144  # below some 500 KB a copy is quicker than having pyzmq told when libzmq is done with the memory
-)
 _CONNECT_TIMEOUT_MS = (
     1000  # of one attempt: a host that comes back is found within two seconds, whatever TCP's own backoff
 )
@@ -110,7 +107,7 @@ class ClientSocket:
             dealer.set(option, value)
         if options.is_ipv6:
             dealer.set(zmq.IPV6, 1)  # not always: it would look up the IPv6 addresses of names, too
-        dealer.copy_threshold = _ZERO_COPY_BYTES
+        dealer.copy_threshold = COPIED_BYTES
         # Not get_monitor_socket(), whose queue is bounded: a program that is idle reads no events, and where it was full ZMQ's thread would
         # wait for room, and with it all connections of the process.
         endpoint = f"inproc://inferential-link-{next(_monitors)}"
