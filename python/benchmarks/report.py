@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ COLUMNS = {
 }
 
 Row = dict[str, Any]
+Values = Callable[[dict[str, Any]], list[float | None]]
+"""Figures from the results of a section."""
 
 GOAL = 0.99
 """The share in time with which robots count as carried."""
@@ -472,6 +475,111 @@ def comparison() -> str:
     )
 
 
+def ratio(name: str, *cases: str) -> Values:
+    """A ratio of these cases."""
+    return lambda results: [results.get(case, {}).get("ratios", {}).get(name) for case in cases]
+
+
+def of_fleet(key: str, count: str, variant: str = "inferential 2.0.0") -> Values:
+    """What the fleet table says of so many robots."""
+    return lambda results: [median_of(results.get(variant, {}).get(count, []), key)]
+
+
+def kept_of_the_peak(results: dict[str, Any]) -> list[float | None]:
+    """Goodput at the highest load, of the peak."""
+    curve = {int(n): median_of(rows, "goodput_per_second") for n, rows in results["inferential 2.0.0"].items()}
+    peak = max((v for v in curve.values() if v is not None), default=0.0)
+    last = curve[max(curve)]
+    return [last / peak if peak and last is not None else None]
+
+
+def never_fell(results: dict[str, Any]) -> list[float | None]:
+    """The most robots that all stayed upright."""
+    kept = [int(n) for n, row in results["inferential 2.0.0"].items() if row.get("upright") == int(n)]
+    return [max(kept, default=0)]
+
+
+ALONE = ("28 bytes, 1 in flight", "150528 bytes, 1 in flight")
+MANY = ("28 bytes, 32 in flight", "150528 bytes, 32 in flight")
+SIZES = ("28 bytes", "150528 bytes")
+# What it says, its section, its bars, the form of its figures, and how to find them there. A bar with < is a ceiling.
+GOALS: list[tuple[str, str, tuple[str, ...], str, Values]] = [
+    (
+        "inline model, p50 of plain ZMQ's, 28 B / 150 kB",
+        "roundtrip",
+        ("< 2", "< 2"),
+        "{:.2f}x",
+        ratio("p50 / raw", *ALONE),
+    ),
+    (
+        "the same, requests/s of 1.4.0's with 32 in flight",
+        "roundtrip",
+        ("> 1.5", "> 1.5"),
+        "{:.2f}x",
+        ratio("throughput / 1.4.0", *MANY),
+    ),
+    ("a Serve handle, p50 added to it", "handle", ("< 0.5", "< 0.5"), "{:.2f} ms", ratio("added p50, ms", *ALONE)),
+    ("direct path, p50 of plain ZMQ's two hops", "direct", ("< 1.7", "< 1.4"), "{:.2f}x", ratio("p50 / raw", *ALONE)),
+    ("the same, 6 MB", "direct", ("< 1.5",), "{:.2f}x", ratio("p50 / raw", "6220800 bytes, 1 in flight")),
+    (
+        "the same, requests/s with 32 in flight",
+        "direct",
+        ("> 0.35", "> 0.7"),
+        "{:.2f}x",
+        ratio("throughput / raw", *MANY),
+    ),
+    ("direct path, p50 of 1.4.0 by ours", "direct", ("> 8", "> 8"), "{:.1f}x", ratio("p50 of 1.4.0 / ours", *ALONE)),
+    ("the same, requests/s of 1.4.0's", "direct", ("> 18", "> 12"), "{:.1f}x", ratio("throughput / 1.4.0", *MANY)),
+    ("C++ SDK, p50 of libzmq's", "cpp", ("< 1.25", "< 1.15"), "{:.2f}x", ratio("C++ SDK / libzmq, one frame", *SIZES)),
+    (
+        "Rust SDK, p50 of libzmq's",
+        "rust",
+        ("< 1.25", "< 1.15"),
+        "{:.2f}x",
+        ratio("blocking / libzmq, one frame", *SIZES),
+    ),
+    (
+        "1,000 idle clients, CPU added to a bare ROUTER's",
+        "idle",
+        ("< 2",),
+        "{:.1f} %",
+        ratio("added, % of a core", "1,000 idle clients"),
+    ),
+    ("95 robots on one GPU, answers in time", "fleet", ("> 0.99",), "{:.2%}", of_fleet("in_time_share", "95")),
+    ("240 robots, goodput of the peak", "fleet", ("> 0.95",), "{:.1%}", kept_of_the_peak),
+    ("the same, Jain's index", "fleet", ("> 0.95",), "{:.3f}", of_fleet("jain_index", "240")),
+    (
+        "a tenth of them at priority 0, in time",
+        "fleet",
+        ("> 0.995",),
+        "{:.2%}",
+        of_fleet("in_time_share_high", "240", "inferential 2.0.0, a tenth at priority 0"),
+    ),
+    ("cart-poles at 50 Hz that one GPU keeps upright", "closed_loop", ("> 20",), "{:.0f}", never_fell),
+]
+
+
+def goals() -> str:
+    """What was aimed at, and what the tables below say of it."""
+    places = [("2 cores", ""), ("16 cores", "_cores")]
+    lines = ["| | goal | " + " | ".join(place for place, _ in places) + " |", "|---|--:|" + "--:|" * len(places)]
+    for what, section, bars, form, values in GOALS:
+        cells: list[str] = []
+        for _, suffix in places:
+            path = FIGURES / f"{section}{suffix}.json"
+            found = values(json.loads(path.read_text())["results"]) if path.exists() else []
+            shown = []
+            for bar, value in zip(bars, found, strict=False):
+                if value is not None:
+                    goal = float(bar[2:])
+                    reached = value <= goal if bar.startswith("<") else value >= goal
+                    shown.append(form.format(value) if reached else f"**{form.format(value)}**")
+            cells.append(" / ".join(shown))
+        wanted = " / ".join(f"{bar[0]} {form.format(float(bar[2:]))}" for bar in bars)
+        lines.append(f"| {what} | {wanted.replace('<', '≤').replace('>', '≥')} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def between(text: str, section: str, content: str) -> str:
     """`text` with the content between a section's markers made anew."""
     begin, end = f"<!-- begin {section} -->", f"<!-- end {section} -->"
@@ -483,6 +591,7 @@ def between(text: str, section: str, content: str) -> str:
 def main() -> int:
     page = DOCS / "benchmarks.md"
     text = page.read_text()
+    text = between(text, "goals", goals())
     for section in re.findall(r"<!-- begin (\w+) -->", text):
         if (FIGURES / f"{section}.json").exists():
             text = between(text, section, render(section))
