@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Sequence
 
-from inferential import images, wire
+from inferential import wire
 from inferential.errors import WireError
 from inferential.scheduling.request import Request
 from inferential.types import MAX_TENSORS, Buffer, Encoding, Observation, TensorSpec
@@ -121,8 +121,4 @@ def _check_image(spec: TensorSpec, request_id: int, frames: Sequence[Buffer], ma
             f"shape {list(spec.shape)} decodes to {decoded} bytes, at most {max_bytes} are allowed",
             request_id,
         )
-    try:
-        images.check_header(spec, frames)
-    except WireError as e:
-        e.request_id = request_id
-        raise
+    wire.check_image(spec, frames, request_id)

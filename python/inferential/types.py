@@ -25,6 +25,7 @@ COMPILED = not __file__.endswith(".py")
 """Whether this is a wheel in which the core is compiled (docs/adr/0005-compiled-core.md)."""
 MAX_NAME_BYTES = 256  # of a client's id or type, a model's id, a slot
 MAX_TENSORS = 256  # of a message, and its payload frames
+MAX_METADATA = 4096  # strings of an observation
 COPIED_BYTES = 262_144
 """Frames below this are copied when sent: below some 500 KB that is quicker than having pyzmq told when ZMQ is done with the memory."""
 

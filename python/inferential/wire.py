@@ -188,6 +188,19 @@ def _check_tensor(t: Any, frame_sizes: Sequence[int], seen: set[str], request_id
     return TensorSpec(key, dtype, shape, offset, length, t.timestamp_ns, encoding, frame)
 
 
+def check_image(spec: TensorSpec, frames: Sequence[Buffer], request_id: int) -> None:
+    """Whether an image's own header says the same as its tensor; nothing is decoded.
+
+    Raises:
+        WireError: it does not.
+    """
+    try:
+        images.check_header(spec, frames)
+    except WireError as e:
+        e.request_id = request_id
+        raise
+
+
 def tensor_bytes(spec: TensorSpec, frames: Sequence[Buffer]) -> memoryview:
     """The tensor's bytes, a view of its frame."""
     return memoryview(frames[spec.frame])[spec.byte_offset : spec.byte_offset + spec.byte_length]
@@ -264,6 +277,24 @@ def as_wire_array(key: str, value: Any) -> tuple[Array, DType]:
     return (array if array.flags.c_contiguous else array.copy(order="C")), dtype
 
 
+def _check_encoded(key: str, image: EncodedImage) -> None:
+    """Whether a peer would take it."""
+    height, width, channels = image.shape
+    if channels not in (1, 3, 4) or not (1 <= height <= MAX_IMAGE_SIDE and 1 <= width <= MAX_IMAGE_SIDE):
+        raise ObservationError(
+            f"tensor {key!r}: an image's shape is (height, width, channels) with sides of 1 to {MAX_IMAGE_SIDE} and 1, 3 or 4 channels, "
+            f"not {image.shape}"
+        )
+    try:
+        found = images.shape_in_header(memoryview(image.data), image.encoding)
+    except ValueError as e:
+        raise ObservationError(f"tensor {key!r}: its encoding is {image.encoding.name}, but it {e}") from None
+    if found != image.shape:
+        raise ObservationError(
+            f"tensor {key!r}: its shape is {image.shape}, but its {image.encoding.name} image is {found} (height, width, channels)"
+        )
+
+
 def pack_tensors(
     tensors: Mapping[str, Any], *, several_frames: bool, timestamps_ns: Mapping[str, int] | None = None
 ) -> Packed:
@@ -290,6 +321,7 @@ def pack_tensors(
         data: Buffer
         shape: tuple[int, ...]
         if isinstance(value, EncodedImage):
+            _check_encoded(key, value)
             encoding, dtype, shape, data, size = value.encoding, DType.UINT8, value.shape, value.data, len(value.data)
         else:
             array, dtype = as_wire_array(key, value)
@@ -659,6 +691,9 @@ def parse_response(envelope: Buffer, frames: Sequence[Buffer]) -> Response:
     except DecodeError:
         raise WireError("envelope", "is not a protobuf ModelResponse") from None
     tensors = _check_tensors(m.tensors, [memoryview(f).nbytes for f in frames], m.request_id) if m.tensors else ()
+    for spec in tensors:
+        if spec.encoding is not Encoding.RAW:
+            check_image(spec, frames, m.request_id)
     return Response(m, tensors, frames)
 
 

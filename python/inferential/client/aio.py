@@ -134,6 +134,8 @@ class AsyncConnection(BaseConnection):
 
         Closing twice is no error. Replies that have arrived can still be taken.
         """
+        if self._core.in_its_process:
+            self._read_and_wake()
         self._detach()
         if not self._core.shut() or not self._core.in_its_process:  # a forked child has no running loop
             return
@@ -193,11 +195,11 @@ class AsyncConnection(BaseConnection):
         self._core.check_process()
         self._reading = True
         try:
-            while self._core.socket.poll(0):
-                self._core.absorb(time.monotonic())
+            drained = self._core.read()
         finally:
             self._reading = False
-        self._core.session.expire(time.monotonic())
+        if not drained and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon(_call, weakref.WeakMethod(self._read_and_wake))  # the loop would not hear of it again
         self._wake()
 
     def _wake(self) -> None:
@@ -212,8 +214,7 @@ class AsyncConnection(BaseConnection):
             now = time.monotonic()
             if now >= until_s:
                 return
-            expiry = self._core.session.next_expiry()
-            wake_s = until_s if expiry is None else min(until_s, expiry)
+            wake_s = min(until_s, self._core.next_event())
             future: asyncio.Future[None] = loop.create_future()
             timer = None
             if wake_s < math.inf:
@@ -225,7 +226,8 @@ class AsyncConnection(BaseConnection):
                 self._waiters.pop(future, None)
                 if timer is not None:
                     timer.cancel()
-            self._core.session.expire(time.monotonic())
+            if time.monotonic() >= wake_s:
+                self._read_and_wake()
 
     async def _await_handshake(self, until_s: float) -> None:
         """Before a send: where it is the first and the link has never been up, waits for that, at most until then. What is sent

@@ -167,6 +167,7 @@ class Connection(BaseConnection):
             ConcurrentWaitError: another thread is in a call; end that one first.
         """
         with self._turn:
+            self._core.read()
             if self._core.shut():
                 self._core.release(wait=True)
                 self._core.tell_link()

@@ -21,6 +21,10 @@ from inferential.types import Body, Kind, Observation, as_float, is_number
 logger = logging.getLogger("inferential.client")
 
 _CONSTANTS = 64
+_MOST_READ = 256  # messages taken in before whoever waits has a look at the time
+_CONNECT_ANEW_S = 3.0
+"""A link that has been down for so long is connected anew. ZMQ tries every half second by itself, but where the connection ended in a
+breach of its protocol (a frame that is too large, another program at the address) it never tries again."""
 _LOOK_EVERY_S = 0.0001  # news of the link takes longer to come; a send that finds it broken looks at once
 
 
@@ -41,6 +45,9 @@ class Core:
         self._pid = os.getpid()
         self._first_send_until_s: float | None = None
         self._looked_s = -math.inf
+        self._drained_s = -math.inf
+        """When nothing was left to read: a request that had run out of time by then can have no reply among what is unread."""
+        self._connect_anew_s = time.monotonic() + _CONNECT_ANEW_S
         self._moving = False
         """Whether a message or news of the link is being moved; still so in the next call where an exception ended the last one."""
         self._constants: dict[tuple[object, ...], bytes] = {}
@@ -69,20 +76,42 @@ class Core:
         changed = False
         if self.session.link is not LinkState.CLOSED:
             self.socket.reopen()
-            changed = self.session.link_down(time.monotonic())
+            now = time.monotonic()
+            self._connect_anew_s = now + _CONNECT_ANEW_S
+            changed = self.session.link_down(now)
         self._moving = False
         if changed:
             self.tell_link()
 
-    def read(self) -> None:
-        """Takes in everything that has arrived, without waiting."""
-        now = time.monotonic()
-        if self.session.link is not LinkState.CLOSED:
-            while self.socket.poll(0):
+    def read(self) -> bool:
+        """Takes in what has arrived, without waiting, but only so much at a time. Returns whether that was everything."""
+        drained = self.session.link is LinkState.CLOSED
+        if not drained:
+            for _ in range(_MOST_READ):
                 now = time.monotonic()
+                if not self.socket.poll(0):
+                    self._drained_s = now
+                    drained = True
+                    break
                 self.absorb(now)
-        self._looked_s = now
-        self.session.expire(now)
+        self._looked_s = time.monotonic()
+        self.pass_time(self._looked_s)
+        return drained
+
+    def pass_time(self, now: float) -> None:
+        """What time alone does: requests run out of it, and a link that stays down is connected anew."""
+        session = self.session
+        session.expire(self._drained_s)
+        if now >= self._connect_anew_s and session.link in (LinkState.CONNECTING, LinkState.DOWN):
+            self.socket.connect_anew()
+            self._connect_anew_s = now + _CONNECT_ANEW_S
+
+    def next_event(self) -> float:
+        """When pass_time() next has something to do."""
+        expiry = self.session.next_expiry()
+        if self.session.link in (LinkState.CONNECTING, LinkState.DOWN):
+            return self._connect_anew_s if expiry is None else min(expiry, self._connect_anew_s)
+        return math.inf if expiry is None else expiry
 
     def look(self) -> None:
         """`read`, unless the sockets were looked at a moment ago: as often as a robot can act on it, not at every send of a burst.
@@ -103,6 +132,7 @@ class Core:
             receive(frames, time.monotonic())  # not `now`: one that comes meanwhile came later
         for up in events:
             if self.session.link_up() if up else self.session.link_down(now):
+                self._connect_anew_s = now + _CONNECT_ANEW_S
                 self.tell_link()
         self._moving = False
 
@@ -244,14 +274,13 @@ class Core:
 
     def wait(self, until_s: float) -> None:
         """Takes in something that has arrived; where there is nothing, waits for it until then."""
-        now = time.monotonic()
-        expiry = self.session.next_expiry()
-        if expiry is not None and expiry < until_s:
-            until_s = expiry
-        if self.socket.poll(max(0, math.ceil(min(until_s - now, 3600.0) * 1e3))):
+        until_s = min(until_s, self.next_event())
+        if self.socket.poll(max(0, math.ceil(min(until_s - time.monotonic(), 3600.0) * 1e3))):
             self.absorb(time.monotonic())
-        self._looked_s = now = time.monotonic()
-        self.session.expire(now)
+            self._looked_s = time.monotonic()
+        else:
+            self._looked_s = self._drained_s = time.monotonic()
+        self.pass_time(self._looked_s)
 
     def await_handshake(self, until_s: float) -> None:
         """Before a send: where it is the first and the link has never been up, waits for that, at most until then."""

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from inferential.errors import ObservationError
-from inferential.types import MAX_NAME_BYTES, MAX_PRIORITY, MAX_TENSORS, EncodedImage, as_float, is_number
+from inferential.types import MAX_METADATA, MAX_NAME_BYTES, MAX_PRIORITY, MAX_TENSORS, EncodedImage, as_float, is_number
 
 ImageFormat: TypeAlias = "str | tuple[str, int]"
 """`"jpeg"`, `"png"`, or `("jpeg", quality)`."""
@@ -109,6 +109,8 @@ def draft(
         _add_metadata(d, metadata)
     if len(d.tensors) > MAX_TENSORS:
         raise ObservationError(f"{len(d.tensors)} tensors; an observation may have {MAX_TENSORS}")
+    if len(d.metadata) > MAX_METADATA:
+        raise ObservationError(f"{len(d.metadata)} metadata strings; an observation may have {MAX_METADATA}")
     for key in d.metadata:
         if key in d.tensors:
             raise ObservationError(f"{key!r} is the name of a tensor and of a metadata string; rename one")

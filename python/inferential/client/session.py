@@ -440,7 +440,7 @@ class Session:
 
     def _newer_expected(self, inbox: Inbox, request_id: int) -> bool:
         newest = next(reversed(inbox.outstanding), 0)
-        return newest > request_id or any(r.request_id > request_id for r in inbox.replies)
+        return newest > request_id or any(r.request_id > request_id for r in reversed(inbox.replies))
 
     def abandon(self, inbox: Inbox) -> None:
         """get_result ran out of time: all of the model's outstanding requests end TIMED_OUT, told by its returning none."""

@@ -28,6 +28,9 @@ _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
 _NOBLOCK = int(zmq.NOBLOCK)
 _MORE = int(zmq.SNDMORE | zmq.NOBLOCK)
+_RECEIVED = 65_536
+"""Replies that ZMQ keeps for a program that does not read them: as many as an inbox. With a full queue it would read no heartbeats either,
+and lose the link with all that has arrived."""
 _CONNECT_TIMEOUT_MS = (
     1000  # of one attempt: a host that comes back is found within two seconds, whatever TCP's own backoff
 )
@@ -94,7 +97,7 @@ class ClientSocket:
         for option, value in (
             (zmq.IMMEDIATE, 1),
             (zmq.SNDHWM, options.high_water_mark),
-            (zmq.RCVHWM, options.high_water_mark),
+            (zmq.RCVHWM, _RECEIVED),
             (zmq.HEARTBEAT_IVL, heartbeat_ms),
             (zmq.HEARTBEAT_TIMEOUT, 3 * heartbeat_ms),
             (zmq.HEARTBEAT_TTL, 3 * heartbeat_ms),
@@ -128,6 +131,12 @@ class ClientSocket:
         """Makes new sockets. What the old ones still hold is lost."""
         self._close(0)
         self._open()
+
+    def connect_anew(self) -> None:
+        """Gives up the connection, or the attempt to make one, and begins again."""
+        with contextlib.suppress(zmq.ZMQError):  # an exception of the user's may have struck after it
+            self._dealer.disconnect(self._options.server)
+        self._dealer.connect(self._options.server)
 
     def poll(self, timeout_ms: int) -> bool:
         """Whether anything has arrived, a message or a link event; waits for it up to `timeout_ms`."""

@@ -51,7 +51,7 @@ class Turn:
 
     __exit__ = property(operator.attrgetter("_lock.__exit__"))
 
-    def glance(self, look: Callable[[], None]) -> None:
+    def glance(self, look: Callable[[], object]) -> None:
         """Calls `look`, which waits for nothing, unless a call is under way: for threads that only watch.
 
         A call that finds it in progress waits for its end: a robot must not lose an action because somebody looked.

@@ -21,6 +21,7 @@ logger = logging.getLogger("inferential.client")
 
 Array = npt.NDArray[Any]
 
+_MOST_STEPS = 1e18  # where a step lasts next to no time
 _FLOATS = frozenset(
     {DType.FLOAT16, DType.FLOAT32, DType.FLOAT64, DType.BFLOAT16, DType.FLOAT8_E4M3FN, DType.FLOAT8_E5M2}
 )
@@ -156,7 +157,8 @@ class Watchdog:
         if reply is None:
             return Action(tensors, source, 0.0, 0, None, status)
         age_ms = (now - reply.sent_s) * 1e3
-        return Action(tensors, source, age_ms, int(age_ms // reply.step_ms) if reply.step_ms else 0, reply, status)
+        late = min(age_ms // reply.step_ms, _MOST_STEPS) if reply.step_ms else 0.0
+        return Action(tensors, source, age_ms, int(late), reply, status)
 
 
 def _scaled(array: Array, factor: float) -> Array:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import inspect
 import itertools
 import random
 import signal
+import socket as socket_of
 import subprocess
 import sys
 import threading
@@ -19,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inferential import AsyncConnection, Connection, Hold, LinkState, Reason, Source, Status, images
+from inferential import AsyncConnection, Connection, EncodedImage, Hold, LinkState, Reason, Source, Status, images, wire
 from inferential.client.turn import Turn
 from inferential.errors import ConcurrentWaitError, ConnectionClosedError, ObservationError
 from inferential.types import Encoding, Kind
@@ -610,6 +612,184 @@ def test_a_closed_connection(run: Run, server: RawServer) -> None:
         assert await model.next_reply() is None
         assert await model.get_result() is None
         assert (await model.act(10)).source is Source.NONE
+
+    run(scenario)
+
+
+def test_closing_keeps_what_has_arrived(run: Run, server: RawServer) -> None:
+    async def scenario(connect: Connect) -> None:
+        conn = connect(server.address)
+        model = conn.model("policy")
+        assert await model.observe(x=STATE)
+        socket = conn._core.socket
+        while not socket._message_news:
+            assert socket.poll(int(LONG_MS))
+        await conn.close()
+        found = await model.next_reply()
+        assert found is not None
+        assert found.status == Status.OK
+
+    run(scenario)
+
+
+# --- links that ZMQ gives up
+
+
+def test_a_reply_that_is_too_large_costs_the_link_and_not_the_connection(run: Run, server: RawServer) -> None:
+    def answer(server: RawServer, received: Received) -> None:
+        large = received.observation.request_id == 1
+        server.reply(received, tensors={"x": np.zeros(20_000 if large else 7, np.uint8)})
+
+    server.answer = answer
+
+    async def scenario(connect: Connect) -> None:
+        conn = connect(server.address, max_message_bytes=10_000)
+        model = conn.model("policy")
+        await model.observe(x=STATE)
+        assert await model.get_result(LONG_MS) is None
+        assert model.last_status == Status.LINK_LOST
+        assert await conn.wait_until_up(LONG_MS)
+        await model.observe(x=STATE)
+        result = await model.get_result(LONG_MS)
+        assert result is not None
+        assert result["x"].nbytes == 7
+
+    run(scenario)
+
+
+def test_another_program_at_the_servers_address(run: Run, server: RawServer) -> None:
+    server.stop()
+    other = socket_of.create_server(("127.0.0.1", server.port))
+    other.settimeout(WAIT_S)
+
+    async def scenario(connect: Connect) -> None:
+        conn = connect(server.address)
+        with other:
+            link, _ = other.accept()
+            with link:
+                link.settimeout(WAIT_S)
+                # A ZMTP greeting, and a command that is none.
+                link.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16) + b"\1" + bytes(31) + b"\4\5\3BADxx")
+                with contextlib.suppress(ConnectionError):
+                    while link.recv(1024):
+                        pass
+        server.start()
+        assert await conn.wait_until_up(LONG_MS)
+
+    run(scenario)
+
+
+# --- many messages at a time
+
+
+def test_replies_that_nobody_reads_keep_the_link(run: Run, server: RawServer) -> None:
+    count = 1500
+
+    async def scenario(connect: Connect) -> None:
+        conn = connect(server.address, heartbeat_ms=300)
+        model = conn.model("policy")
+        for _ in range(count):
+            assert await model.observe(x=STATE)
+        server.wait_for(count)
+        time.sleep(2.0)  # the program does something else, for more heartbeats than a link may miss
+        for _ in range(count):
+            found = await model.next_reply(LONG_MS)
+            assert found is not None
+            assert found.status == Status.OK
+        assert conn.stats.reconnects == 0
+
+    run(scenario)
+
+
+def test_what_came_in_time_is_in_time_however_late_it_is_read(run: Run, server: RawServer) -> None:
+    count = 600
+    answered = threading.Event()
+
+    def answer(server: RawServer, received: Received) -> None:
+        echo(server, received)
+        if received.observation.request_id == count:
+            answered.set()
+
+    server.answer = answer
+
+    async def scenario(connect: Connect) -> None:
+        conn = connect(server.address, request_timeout_ms=2000)
+        model = conn.model("policy")
+        for _ in range(count):
+            assert await model.observe(x=STATE)
+        assert answered.wait(WAIT_S)
+        time.sleep(2.2)  # until all of them are overdue
+        for _ in range(count):
+            found = await model.next_reply(LONG_MS)
+            assert found is not None
+            assert found.status == Status.OK
+
+    run(scenario)
+
+
+def test_a_call_reads_only_so_much(run: Run, server: RawServer) -> None:
+    """Whoever has little time must not have to read all that somebody else sends."""
+    count = 3000
+    sent = threading.Event()
+
+    def answer(server: RawServer, received: Received) -> None:
+        for number in range(count):
+            server.reply(received, request_id=10_000 + number)
+        sent.set()
+
+    server.answer = answer
+
+    async def scenario(connect: Connect) -> None:
+        conn = connect(server.address)
+        await conn.model("policy").observe(x=STATE)
+        assert sent.wait(WAIT_S)
+        time.sleep(0.5)  # until they are here
+        assert conn.stats.late_replies < count / 2
+        deadline = time.monotonic() + WAIT_S
+        while conn.stats.late_replies < count:
+            assert time.monotonic() < deadline, conn.stats
+            await asyncio.sleep(0)
+
+    run(scenario)
+
+
+def test_an_image_that_is_none_is_refused_by_either_side(run: Run, server: RawServer) -> None:
+    image = images.encode_png(np.zeros((8, 8, 3), np.uint8))
+
+    def answer(server: RawServer, received: Received) -> None:
+        body = wire.encode_body({"cam": image}, several_frames=True)
+        body.frames[0] = b"none" + bytes(body.frames[0])[4:]
+        frames = wire.encode_response(
+            client_id="robot",
+            client_type="",
+            model_id="policy",
+            response_id="r",
+            timestamp_ns=0,
+            request_id=received.observation.request_id,
+            observation_timestamp_ns=0,
+            body=body,
+        )
+        server.send_raw(received, [bytes(f) for f in frames])
+
+    server.answer = answer
+
+    async def scenario(connect: Connect) -> None:
+        model = connect(server.address).model("policy")
+        for wrong, text in (
+            (EncodedImage(image.data, (8, 9, 3), Encoding.PNG), r"cam.*\(8, 8, 3\)"),
+            (EncodedImage(image.data, (8, 8, 3), Encoding.JPEG), "cam.*is not a JPEG image"),
+            (EncodedImage(b"", (8, 8, 3), Encoding.PNG), "cam.*is not a PNG image"),
+            (EncodedImage(image.data, (8, 8, 2), Encoding.PNG), "cam.*1, 3 or 4 channels"),
+            (EncodedImage(image.data, (0, 8, 3), Encoding.PNG), "cam.*sides of 1 to 16384"),
+        ):
+            with pytest.raises(ObservationError, match=text):
+                await model.observe(cam=wrong)
+        sent = await model.observe(cam=image)
+        assert sent.request_id == 1
+        found = await model.next_reply(LONG_MS)
+        assert found is not None
+        assert found.status == Status.MODEL_ERROR
+        assert "is not a PNG image" in found.error
 
     run(scenario)
 

@@ -10,14 +10,22 @@ from hypothesis import strategies as st
 from inferential import images, wire
 from inferential.assembler import CLOCK_WINDOW_S, Assembly, ClockOffset, assemble
 from inferential.errors import WireError
-from inferential.types import EncodedImage, Encoding, Observation
+from inferential.types import Observation
 
 MS = 1_000_000
 SECOND = 1000 * MS
 
 
-def frames_of(observation: Observation, tensors: dict[str, Any], stamps: dict[str, int] | None = None) -> list[bytes]:
+def frames_of(
+    observation: Observation,
+    tensors: dict[str, Any],
+    stamps: dict[str, int] | None = None,
+    claims: tuple[int, ...] | None = None,
+) -> list[bytes]:
+    """`claims`: the shape that the envelope says the first tensor has."""
     packed = wire.pack_tensors(tensors, several_frames=False, timestamps_ns=stamps)
+    if claims is not None:
+        packed.tensors[0]["shape"] = claims
     return [wire.encode_observation(observation, packed), *(bytes(f) for f in packed.frames)]
 
 
@@ -92,13 +100,14 @@ def test_the_bound_holds_for_all_frames_together() -> None:
 
 def test_images_are_looked_at_before_they_are_decoded() -> None:
     image = images.encode_png(np.zeros((8, 8, 3), np.uint8))
-    lying = EncodedImage(image.data, (8, 9, 3), Encoding.PNG)
+    lying = frames_of(Observation("c", "t", "m", 5), {"cam": image}, claims=(8, 9, 3))
     with pytest.raises(WireError, match=r"tensor 'cam'.*\[8, 8, 3\]") as caught:
-        assemble(frames_of(Observation("c", "t", "m", 5), {"cam": lying}), ClockOffset(), 0.0, max_message_bytes=10**6)
+        assemble(lying, ClockOffset(), 0.0, max_message_bytes=10**6)
     assert caught.value.request_id == 5
 
 
 def test_a_small_file_that_claims_to_be_a_huge_image() -> None:
-    bomb = EncodedImage(images.encode_png(np.zeros((8, 8, 3), np.uint8)).data, (16384, 16384, 3), Encoding.PNG)
+    image = images.encode_png(np.zeros((8, 8, 3), np.uint8))
+    bomb = frames_of(Observation("c", "t", "m", 5), {"cam": image}, claims=(16384, 16384, 3))
     with pytest.raises(WireError, match="decodes to 805306368 bytes"):
-        assemble(frames_of(Observation("c", "t", "m", 5), {"cam": bomb}), ClockOffset(), 0.0, max_message_bytes=2**28)
+        assemble(bomb, ClockOffset(), 0.0, max_message_bytes=2**28)

@@ -106,6 +106,7 @@ def test_tensors_and_metadata_for_names_that_collide() -> None:
         ({"p": "x", "metadata": {"p": "y"}}, ["'p'", "twice"]),
         ({"state": STATE, "metadata": {"state": "x"}}, ["'state'", "tensor", "metadata"]),
         ({"tensors": {f"t{i}": STATE for i in range(257)}}, ["257", "256"]),
+        ({"metadata": {f"m{i}": "" for i in range(4097)}}, ["4097", "4096", "metadata"]),
         ({"urgency": 1.5}, ["urgency", "1.5", "0..1"]),
         ({"urgency": -0.1}, ["urgency"]),
         ({"urgency": 10**400}, ["urgency", "0..1"]),

@@ -159,3 +159,8 @@ def test_without_a_declared_fallback_it_is_zero() -> None:
 def test_a_fallback_that_is_none_is_refused(make: Any, says: str) -> None:
     with pytest.raises(ObservationError, match=re.escape(says)):
         make()
+
+
+@pytest.mark.parametrize("step_ms", [1e-310, 1e-46, 1e-20])
+def test_a_step_that_lasts_next_to_no_time(step_ms: float) -> None:
+    assert fall_back(Hold(100), 50, reply=fresh(step_ms=step_ms)).steps_late == 10**18
