@@ -90,7 +90,7 @@ impl Shared {
                 if more {
                     return Seen::Again;
                 }
-                let until = timer(&inner.session).map_or(deadline, |timer| timer.min(deadline));
+                let until = inner.wait_until(deadline, timer(&inner.session));
                 Seen::Wait(inner.wake.hang(), until)
             });
             match found {

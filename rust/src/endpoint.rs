@@ -14,7 +14,7 @@ use crate::error::{Error, NotSentReason};
 use crate::observation::Fields;
 use crate::options::ConnectionOptions;
 use crate::reply::{Counters, LinkState};
-use crate::session::{ModelKey, Session, SessionOptions, Step};
+use crate::session::{ModelKey, Session, SessionOptions, Step, INBOX_CAPACITY};
 use crate::wire::Encoded;
 use crate::zmq::{Context, IntOption, LinkEvent, Message, Socket, SocketKind};
 
@@ -25,6 +25,10 @@ const MAX_FRAMES: usize = 2 + 1024;
 
 /// Of one attempt: a host that comes back is found within two seconds, whatever TCP's own backoff.
 const CONNECT_ATTEMPT_MS: i32 = 1000;
+
+/// After what ZMTP does not allow, a frame beyond the limit among it, libzmq never connects again. So this long after the last event of a
+/// link that is not up it is connected anew: longer than an attempt and the longest pause before it, as libzmq may still be at it.
+const RECONNECT_SILENCE: Duration = Duration::from_secs(3);
 
 /// Wakes whoever waits for news of this connection.
 pub(crate) trait Wake: Send + 'static {
@@ -92,6 +96,10 @@ impl Descriptors {
 
 struct Transport {
     socket: Socket,
+    /// As it was connected to.
+    endpoint: String,
+    /// The last event of a link that is not up; none once that was answered by connecting anew, which makes the next one.
+    not_up_since: Option<Instant>,
     monitor: Socket,
     descriptors: Arc<Descriptors>,
     /// What the descriptors do not tell of, and when they were asked last.
@@ -112,7 +120,9 @@ impl Transport {
         let heartbeat = int(options.heartbeat_ms);
         socket.set(IntOption::Immediate, 1)?;
         socket.set(IntOption::SendHwm, int(options.send_queue))?;
-        socket.set(IntOption::ReceiveHwm, int(options.receive_queue))?;
+        // As many as the inbox holds. With a full queue libzmq takes nothing more from the server, heartbeats neither: the link is lost, and
+        // where the server is gone as well libzmq's next heartbeat ends the whole process.
+        socket.set(IntOption::ReceiveHwm, INBOX_CAPACITY as i32)?;
         socket.set(IntOption::HeartbeatIvl, heartbeat)?;
         socket.set(IntOption::HeartbeatTimeout, 3 * heartbeat)?;
         socket.set(IntOption::HeartbeatTtl, 3 * heartbeat)?;
@@ -128,7 +138,17 @@ impl Transport {
         socket.connect(endpoint)?;
         let descriptors = Arc::new(Descriptors { socket: socket.descriptor()?, monitor: monitor.descriptor()? });
         let (link_events, frames, parts) = (VecDeque::new(), Vec::new(), Vec::new());
-        Ok(Transport { socket, monitor, descriptors, unread: UNKNOWN, link_events, frames, parts })
+        Ok(Transport {
+            socket,
+            endpoint: endpoint.to_owned(),
+            not_up_since: None,
+            monitor,
+            descriptors,
+            unread: UNKNOWN,
+            link_events,
+            frames,
+            parts,
+        })
     }
 
     /// Takes note of what has arrived, and reads the link events of that moment: to be heeded after all messages, as those that
@@ -146,11 +166,29 @@ impl Transport {
         self.unread.messages |= arrived.messages;
         if arrived.link_events || self.unread.link_events {
             while let Ok(Some(event)) = self.monitor.receive_link_event() {
+                self.not_up_since = (event != LinkEvent::Up).then_some(now);
                 self.link_events.push_back(event);
             }
             self.unread.link_events = false;
         }
         !skips
+    }
+
+    /// When to connect anew, if nothing is heard of the link until then.
+    fn reconnect_at(&self) -> Option<Instant> {
+        self.not_up_since.map(|since| since + RECONNECT_SILENCE)
+    }
+
+    /// Connects anew where it is time. Not a second time before libzmq has told of the first: while it looks up a name it does
+    /// nothing else, and would later do all of it.
+    fn reconnect_when_silent(&mut self, now: Instant) {
+        if self.reconnect_at().is_some_and(|at| at <= now) {
+            let _ = self.socket.disconnect(&self.endpoint); // whatever is left of it
+            let connected = self.socket.connect(&self.endpoint);
+            self.not_up_since = connected.is_err().then_some(now);
+            // As sending does.
+            self.unread.messages = true;
+        }
     }
 
     /// Reads the messages that have arrived, or as many as may be read in one go, or as are `awaited`. Whether there were any.
@@ -265,18 +303,29 @@ impl<W: Wake> Inner<W> {
             while let (false, Some(event)) = (more, transport.link_events.pop_front()) {
                 news = true;
                 match event {
+                    LinkEvent::Connected => {}
                     LinkEvent::Up => self.session.link_up(),
                     LinkEvent::Down => self.session.link_down(now),
                 }
             }
+            if looked && !more {
+                transport.reconnect_when_silent(now);
+                more = transport.unread.messages;
+            }
         }
-        if looked {
+        if looked && !more {
             self.session.on_timer(now); // what came in time is read by then, however late
         }
         if news {
             self.wake.wake();
         }
         more
+    }
+
+    /// Until when a call may wait that has a deadline and perhaps a timer.
+    pub(crate) fn wait_until(&self, deadline: Instant, timer: Option<Instant>) -> Instant {
+        let reconnect_at = self.transport.as_ref().and_then(Transport::reconnect_at);
+        [timer, reconnect_at].into_iter().flatten().fold(deadline, Instant::min)
     }
 
     fn send(&mut self, encoded: &Encoded<'_>) -> io::Result<()> {
@@ -530,6 +579,23 @@ mod tests {
         });
         assert_eq!(sent.is_err(), breaks_at < 4);
         tried
+    }
+
+    #[test]
+    fn after_a_silence_it_connects_anew_once() {
+        let options = ConnectionOptions::new("127.0.0.1:1", "agent-01", "");
+        let mut transport = Transport::open(&options, &options.check().unwrap()).unwrap();
+        let now = Instant::now();
+        assert_eq!(transport.reconnect_at(), None); // libzmq is at it, and knows of no mistake
+        transport.not_up_since = Some(now);
+        transport.unread.messages = false;
+        transport.reconnect_when_silent(now + RECONNECT_SILENCE - Duration::from_millis(1));
+        assert_eq!((transport.reconnect_at(), transport.unread.messages), (Some(now + RECONNECT_SILENCE), false));
+        transport.reconnect_when_silent(now + RECONNECT_SILENCE);
+        assert_eq!((transport.reconnect_at(), transport.unread.messages), (None, true));
+        // There is one connection again, not two.
+        assert!(transport.socket.disconnect(&transport.endpoint).is_ok());
+        assert!(transport.socket.disconnect(&transport.endpoint).is_err());
     }
 
     #[test]

@@ -42,7 +42,6 @@ pub struct ConnectionOptions {
     pub(crate) reconnect_ms: u32,
     pub(crate) reconnect_max_ms: u32,
     pub(crate) send_queue: u32,
-    pub(crate) receive_queue: u32,
     pub(crate) linger_ms: u32,
     pub(crate) max_message_bytes: u64,
     pub(crate) hold_off: bool,
@@ -66,7 +65,6 @@ impl ConnectionOptions {
             reconnect_ms: 50,
             reconnect_max_ms: 500,
             send_queue: 1000,
-            receive_queue: 1000,
             linger_ms: 200,
             max_message_bytes: 256 << 20,
             hold_off: true,
@@ -86,8 +84,6 @@ impl ConnectionOptions {
         reconnect_max_ms: u32;
         /// Observations that may wait to be sent, from 1 (default 1000); past that a send fails.
         send_queue: u32;
-        /// Replies that may wait to be read, from 1 (default 1000); past that the server has to wait.
-        receive_queue: u32;
         /// How long closing may take to hand over what was sent, up to 10,000 (default 200).
         linger_ms: u32;
         /// Largest message in either direction, in bytes (default 256 MiB).
@@ -110,7 +106,6 @@ impl ConnectionOptions {
             ("reconnect_ms", self.reconnect_ms, 1, self.reconnect_max_ms),
             ("reconnect_max_ms", self.reconnect_max_ms, 1, 500),
             ("send_queue", self.send_queue, 1, i32::MAX as u32),
-            ("receive_queue", self.receive_queue, 1, i32::MAX as u32),
             ("linger_ms", self.linger_ms, 0, 10_000),
         ];
         for (name, value, least, most) in ranges {
@@ -224,7 +219,6 @@ mod tests {
             ("reconnect_ms", options().reconnect_ms(100).reconnect_max_ms(50)),
             ("reconnect_max_ms", options().reconnect_max_ms(501)),
             ("send_queue", options().send_queue(0)),
-            ("receive_queue", options().receive_queue(0)),
             ("linger_ms", options().linger_ms(10_001)),
             ("max_message_bytes", options().max_message_bytes(0)),
             ("request_timeout_ms", options().request_timeout_ms(0)),

@@ -83,7 +83,7 @@ impl Shared {
                 if more {
                     return Seen::Again;
                 }
-                Seen::Wait(timer(&inner.session).map_or(deadline, |timer| timer.min(deadline)))
+                Seen::Wait(inner.wait_until(deadline, timer(&inner.session)))
             });
             let until = match found {
                 Seen::Done(found) => return Ok(found),

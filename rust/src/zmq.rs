@@ -47,6 +47,7 @@ mod ffi {
         pub fn zmq_getsockopt(socket: *mut c_void, option: c_int, value: *mut c_void, length: *mut usize) -> c_int;
         pub fn zmq_bind(socket: *mut c_void, endpoint: *const c_char) -> c_int;
         pub fn zmq_connect(socket: *mut c_void, endpoint: *const c_char) -> c_int;
+        pub fn zmq_disconnect(socket: *mut c_void, endpoint: *const c_char) -> c_int;
         pub fn zmq_socket_monitor(socket: *mut c_void, endpoint: *const c_char, events: c_int) -> c_int;
         pub fn zmq_msg_init(message: *mut Msg) -> c_int;
         pub fn zmq_msg_init_size(message: *mut Msg, size: usize) -> c_int;
@@ -109,12 +110,15 @@ const MAX_MESSAGE_SIZE: c_int = 22;
 /// What a monitor tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LinkEvent {
+    /// Somebody took the connection; the ZMTP handshake comes next.
+    Connected,
     /// ZMTP handshake done.
     Up,
     /// Connection gone.
     Down,
 }
 
+const EVENT_CONNECTED: u16 = 0x0001;
 const EVENT_DISCONNECTED: u16 = 0x0200;
 const EVENT_HANDSHAKE_SUCCEEDED: u16 = 0x1000;
 
@@ -316,6 +320,16 @@ impl Socket {
         check(unsafe { ffi::zmq_connect(self.raw.as_ptr(), address.as_ptr()) })
     }
 
+    /// Gives up a connection, given the address as [`connect`](Socket::connect) was.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn disconnect(&self, address: &str) -> io::Result<()> {
+        let address = CString::new(address)?;
+        // SAFETY: the argument is a C string.
+        check(unsafe { ffi::zmq_disconnect(self.raw.as_ptr(), address.as_ptr()) })
+    }
+
     /// A socket that receives this one's link events.
     ///
     /// # Errors
@@ -324,7 +338,7 @@ impl Socket {
         // One per socket, so the socket's address makes the name unique.
         let address = format!("inproc://monitor-{:p}", self.raw);
         let c_address = CString::new(address.as_str())?;
-        let events = c_int::from(EVENT_DISCONNECTED | EVENT_HANDSHAKE_SUCCEEDED);
+        let events = c_int::from(EVENT_CONNECTED | EVENT_DISCONNECTED | EVENT_HANDSHAKE_SUCCEEDED);
         // SAFETY: the argument is a C string.
         check(unsafe { ffi::zmq_socket_monitor(self.raw.as_ptr(), c_address.as_ptr(), events) })?;
         let monitor = context.socket(SocketKind::Pair)?;
@@ -352,6 +366,7 @@ impl Socket {
                 more = self.receive()?.is_some_and(|frame| frame.more());
             }
             match number {
+                EVENT_CONNECTED => return Ok(Some(LinkEvent::Connected)),
                 EVENT_HANDSHAKE_SUCCEEDED => return Ok(Some(LinkEvent::Up)),
                 EVENT_DISCONNECTED => return Ok(Some(LinkEvent::Down)),
                 _ => {}

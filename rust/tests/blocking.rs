@@ -509,6 +509,27 @@ fn requests_time_out_without_being_waited_for() {
 }
 
 #[test]
+fn thousands_of_replies_may_lie_unread_for_longer_than_their_requests_wait() {
+    const REQUESTS: usize = 1900; // more than one look reads, and than libzmq keeps unless told
+    const WAIT_MS: u64 = 3000;
+    let server = Server::start();
+    let options = common::patient(&server.address).send_queue(10_000).heartbeat_ms(300).request_timeout_ms(WAIT_MS);
+    let connection = Connection::with_options(options).unwrap();
+    let model = connection.model("policy", 30.0, 1);
+    for _ in 0..REQUESTS {
+        send(&model);
+    }
+    for _ in 0..REQUESTS {
+        server.answer(server.request().answer(0));
+    }
+    thread::sleep(Duration::from_millis(WAIT_MS)); // the program does something else
+    for _ in 0..REQUESTS {
+        assert_eq!(model.next_reply(0).unwrap().status, Status::Ok);
+    }
+    assert_eq!(connection.counters().timed_out, 0);
+}
+
+#[test]
 fn a_message_above_the_limit_costs_the_link() {
     let server = Server::start_at("tcp://127.0.0.1:*", |request| {
         let mut answer = request.echo();
@@ -523,6 +544,17 @@ fn a_message_above_the_limit_costs_the_link() {
     assert!(error.to_string().contains("max_message_bytes"), "{error}");
     send(&model);
     assert_eq!(model.next_reply(PATIENCE_MS).unwrap().status, Status::LinkLost);
+    assert!(connection.wait_until_up(PATIENCE_MS), "but not for good");
+}
+
+#[test]
+fn after_a_wrong_peer_the_right_server_is_found() {
+    let (address, wrong) = common::wrong_peer();
+    let connection = Connection::with_options(common::patient(&address)).unwrap();
+    wrong.join().unwrap();
+    assert!(!connection.wait_until_up(0));
+    let _server = Server::start_at(&address, |request| vec![request.echo()]);
+    assert!(connection.wait_until_up(PATIENCE_MS));
 }
 
 #[test]

@@ -213,6 +213,16 @@ async fn a_silent_network_is_noticed() {
 }
 
 #[tokio::test]
+async fn after_a_wrong_peer_the_right_server_is_found() {
+    let (address, wrong) = common::wrong_peer();
+    let connection = AsyncConnection::with_options(common::patient(&address)).unwrap();
+    wrong.join().unwrap();
+    assert!(!connection.wait_until_up(0).await);
+    let _server = Server::start_at(&address, |request| vec![request.echo()]);
+    assert!(connection.wait_until_up(PATIENCE_MS).await);
+}
+
+#[tokio::test]
 async fn without_a_server_nothing_hangs() {
     let options = ConnectionOptions::new("127.0.0.1:1", "agent-01", "").connect_timeout_ms(20);
     let connection = AsyncConnection::with_options(options).unwrap();

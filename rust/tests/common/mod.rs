@@ -321,6 +321,21 @@ pub fn in_a_fork(child: impl FnOnce() -> u8) -> Result<u8, String> {
     }
 }
 
+/// Takes one connection, answers with what breaks ZMTP's rules, and is gone once the client has hung up.
+pub fn wrong_peer() -> (String, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("tcp://{}", listener.local_addr().unwrap());
+    let thread = std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        let mut greeting = b"\xff\0\0\0\0\0\0\0\0\x7f\x03\0NULL".to_vec();
+        greeting.resize(64, 0);
+        client.write_all(&greeting).unwrap();
+        client.write_all(b"\x04\x06\x03BADxx").unwrap();
+        while let Ok(1..) = client.read(&mut [0; 256]) {}
+    });
+    (address, thread)
+}
+
 /// Forwards one TCP connection after another to a server, until it is frozen: then it swallows everything, as a broken
 /// network does.
 pub struct Proxy {
