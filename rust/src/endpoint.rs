@@ -407,8 +407,8 @@ impl<W: Wake> Endpoint<W> {
     /// As `with`, and finds out what has arrived in another way.
     pub(crate) fn with_look<R>(&self, look: Look, work: impl FnOnce(&mut Inner<W>, Instant, bool) -> R) -> R {
         let mut inner = lock(&self.inner);
-        let now = Instant::now();
-        let more = inner.read(now, look);
+        let more = inner.read(Instant::now(), look);
+        let now = Instant::now(); // to read thousands of messages takes a while
         let result = work(&mut inner, now, more);
         let changes = inner.session.take_link_changes();
         inner.untold.extend(changes);

@@ -34,10 +34,10 @@ impl Format {
         let mantissa = bits & self.mantissa_mask();
         if exponent == self.exponent_mask() {
             if self.has_infinity {
-                return if mantissa == 0 { sign * f32::INFINITY } else { f32::NAN };
+                return if mantissa == 0 { sign * f32::INFINITY } else { f32::NAN.copysign(sign) };
             }
             if mantissa == self.mantissa_mask() {
-                return f32::NAN;
+                return f32::NAN.copysign(sign);
             }
         }
         let scale = |power: i32| 2f64.powi(power - self.bias() - self.mantissa_bits as i32);
@@ -50,11 +50,11 @@ impl Format {
     }
 
     /// Rounds to nearest, ties to even; too large becomes infinity, or NaN where the format has none.
-    pub(crate) fn encode(&self, value: f32) -> u16 {
+    pub(crate) fn encode(&self, value: f64) -> u16 {
         let sign = u32::from(value.is_sign_negative()) << (self.exponent_bits + self.mantissa_bits);
         let top = self.exponent_mask() << self.mantissa_bits;
         let overflow = if self.has_infinity { top } else { top | self.mantissa_mask() };
-        let magnitude = f64::from(value).abs();
+        let magnitude = value.abs();
         let bits = if value.is_nan() {
             if self.has_infinity {
                 top | 1 << (self.mantissa_bits - 1)
@@ -101,13 +101,13 @@ mod tests {
             let theirs = half::f16::from_bits(bits).to_f32();
             assert!(ours.to_bits() == theirs.to_bits() || ours.is_nan() && theirs.is_nan(), "{bits:#x}");
             if !ours.is_nan() {
-                assert_eq!(F16.encode(ours), bits);
+                assert_eq!(F16.encode(ours.into()), bits);
             }
             let ours = BF16.decode(bits);
             let theirs = half::bf16::from_bits(bits).to_f32();
             assert!(ours.to_bits() == theirs.to_bits() || ours.is_nan() && theirs.is_nan(), "{bits:#x}");
             if !ours.is_nan() {
-                assert_eq!(BF16.encode(ours), bits);
+                assert_eq!(BF16.encode(ours.into()), bits);
             }
         }
     }
@@ -118,12 +118,14 @@ mod tests {
             for format in [&F8_E4M3FN, &F8_E5M2] {
                 let value = format.decode(bits);
                 if !value.is_nan() {
-                    assert_eq!(format.encode(value), bits);
+                    assert_eq!(format.encode(value.into()), bits);
                 }
+                assert_eq!(value.is_sign_negative(), bits >= 0x80);
             }
         }
         assert_eq!(F8_E4M3FN.decode(0x7e), 448.0);
         assert!(F8_E4M3FN.decode(0x7f).is_nan());
+        assert_eq!(F8_E4M3FN.encode(F8_E4M3FN.decode(0xff).into()), 0xff);
         assert_eq!(F8_E5M2.decode(0x7b), 57344.0);
         assert_eq!(F8_E5M2.decode(0x7c), f32::INFINITY);
     }
@@ -132,17 +134,19 @@ mod tests {
     fn too_large_is_infinity_or_nan() {
         assert_eq!(F16.encode(1e6), 0x7c00);
         assert_eq!(F16.encode(-1e6), 0xfc00);
+        assert_eq!(BF16.encode(-f64::MAX), 0xff80);
+        assert_eq!(BF16.encode(-f64::MIN_POSITIVE), 0x8000);
         assert_eq!(F8_E5M2.encode(1e6), 0x7c);
-        assert!(F8_E4M3FN.decode(F8_E4M3FN.encode(1e6)).is_nan());
-        assert!(F16.decode(F16.encode(f32::NAN)).is_nan());
+        assert!(F8_E4M3FN.decode(F8_E4M3FN.encode(1e300)).is_nan());
+        assert!(F16.decode(F16.encode(f64::NAN)).is_nan());
     }
 
     proptest::proptest! {
         #[test]
         fn rounds_like_half(value in proptest::num::f32::ANY) {
             if !value.is_nan() {
-                proptest::prop_assert_eq!(F16.encode(value), half::f16::from_f32(value).to_bits());
-                proptest::prop_assert_eq!(BF16.encode(value), half::bf16::from_f32(value).to_bits());
+                proptest::prop_assert_eq!(F16.encode(value.into()), half::f16::from_f32(value).to_bits());
+                proptest::prop_assert_eq!(BF16.encode(value.into()), half::bf16::from_f32(value).to_bits());
             }
         }
     }

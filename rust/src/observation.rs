@@ -11,6 +11,8 @@ use crate::wire;
 
 const MAX_NAME_BYTES: usize = 256;
 const MAX_TENSORS: usize = 256;
+/// A server may read no observation of more fields than some 16,000, and then does not know whom to answer.
+const MAX_METADATA: usize = 4096;
 const MAX_PRIORITY: u32 = 1000;
 
 /// Bytes to send: the caller's, copied once when they are sent, or shared, sent from where they lie when large.
@@ -144,6 +146,10 @@ impl Fields<'_> {
         check_duration(self.step_ms).map_err(field("step_ms"))?;
         if self.tensors.len() > MAX_TENSORS {
             return Err(field("tensors")(format!("are {}; at most {MAX_TENSORS} are allowed", self.tensors.len())));
+        }
+        if self.metadata.len() > MAX_METADATA {
+            let number = self.metadata.len();
+            return Err(field("metadata")(format!("are {number} entries; at most {MAX_METADATA} are allowed")));
         }
         let mut total: u64 = 0;
         for (index, part) in self.tensors.iter().enumerate() {

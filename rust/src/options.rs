@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::observation::check_name;
 use crate::watchdog::Fallback;
+use crate::wire::DEFAULT_PRIORITY;
 
 /// The timeout of `get_result` that suits most control loops, in ms.
 pub const DEFAULT_TIMEOUT_MS: u64 = 100;
@@ -140,11 +141,20 @@ fn endpoint(server: &str) -> Result<String, Error> {
     if host.is_empty() || host == "*" {
         return Err(invalid("the host is missing"));
     }
+    // The address of IPv6 has colons too, and so stands in brackets.
+    let well_formed = match host.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']').is_some_and(|name| !name.is_empty() && !name.contains(['[', ']'])),
+        None => !host.contains([':', '[', ']']),
+    };
+    if !well_formed {
+        return Err(invalid("one port must follow the host, an IPv6 address in brackets"));
+    }
     if host.contains(|character: char| character.is_whitespace() || matches!(character, '/' | ';' | '\0')) {
         return Err(invalid("the host has a character that no host name has"));
     }
+    let digits = port.bytes().all(|byte| byte.is_ascii_digit());
     match port.parse::<u16>() {
-        Ok(port) if port > 0 => Ok(format!("tcp://{host}:{port}")),
+        Ok(port) if digits && port > 0 => Ok(format!("tcp://{host}:{port}")),
         _ => Err(invalid(&format!("the port is {port:?}; must be from 1 to 65535"))),
     }
 }
@@ -162,7 +172,13 @@ pub struct ModelOptions {
 impl ModelOptions {
     /// Defaults: 50 ms of latency budget, priority 1, no step, [`Fallback::zero`].
     pub fn new(id: impl Into<String>) -> ModelOptions {
-        ModelOptions { id: id.into(), latency_budget_ms: 50.0, priority: 1, step_ms: 0.0, fallback: Fallback::zero() }
+        ModelOptions {
+            id: id.into(),
+            latency_budget_ms: 50.0,
+            priority: DEFAULT_PRIORITY,
+            step_ms: 0.0,
+            fallback: Fallback::zero(),
+        }
     }
 
     setters! {
@@ -186,6 +202,7 @@ mod tests {
         assert_eq!(endpoint("tcp://localhost:5555").unwrap(), "tcp://localhost:5555");
         assert_eq!(endpoint("10.0.0.1:5555").unwrap(), "tcp://10.0.0.1:5555");
         assert_eq!(endpoint("tcp://[::1]:5555").unwrap(), "tcp://[::1]:5555");
+        assert_eq!(endpoint("[fe80::1%eth0]:005555").unwrap(), "tcp://[fe80::1%eth0]:5555");
         for wrong in [
             "",
             "localhost",
@@ -195,6 +212,18 @@ mod tests {
             "localhost:65536",
             ":5555",
             "tcp://*:5555",
+            "::1:5555",
+            "a:b:5555",
+            "[::1:5555",
+            "::1]:5555",
+            "[::1]",
+            "[::1]x:5555",
+            "[]:5555",
+            "[[::1]]:5555",
+            "127.0.0.1:+5555",
+            "127.0.0.1:\u{0665}",
+            " localhost:5555",
+            "localhost:5555 ",
         ] {
             assert!(matches!(endpoint(wrong), Err(Error::InvalidAddress { .. })), "{wrong}");
         }

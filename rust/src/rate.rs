@@ -24,8 +24,9 @@ impl Grid {
     /// Moves every tick from the next one on, by what is left after whole periods.
     fn delay_ms(&mut self, milliseconds: f64) {
         if milliseconds.is_finite() && milliseconds > 0.0 {
-            let delay_s = (milliseconds / 1e3) % self.period.as_secs_f64();
-            self.next += Duration::from_secs_f64(delay_s);
+            // In ms: 150 of them are three periods of 50, whereas 0.15 % 0.05 is nearly a fourth.
+            let delay_ms = milliseconds % (self.period.as_secs_f64() * 1e3);
+            self.next += Duration::from_secs_f64(delay_ms / 1e3);
         }
     }
 }
@@ -132,6 +133,12 @@ mod tests {
             grid.delay_ms(hint);
             let (tick, missed) = grid.advance(start);
             assert!(missed == 0 && tick >= start + period && tick <= start + 2 * period, "{hint}");
+        }
+        for (period_ms, hint) in [(50, 150.0), (20, 60.0), (10, 70.0), (3, 9.0)] {
+            let period = Duration::from_millis(period_ms);
+            let mut grid = Grid { period, next: start + period };
+            grid.delay_ms(hint);
+            assert_eq!(grid.next, start + period, "{hint}");
         }
         let mut grid = Grid { period, next: start + period };
         grid.delay_ms(34.0);

@@ -416,9 +416,8 @@ impl Session {
         if let Some(ping) = self.pings.iter_mut().find(|ping| ping.request_id == request_id) {
             let round_trip = now.saturating_duration_since(ping.sent);
             match &incoming.tensors {
-                Ok(_) => {
-                    ping.outcome.get_or_insert_with(|| pong(&incoming, round_trip));
-                }
+                Ok(_) if ping.outcome.is_some() => self.counters.late_replies += 1,
+                Ok(_) => ping.outcome = Some(pong(&incoming, round_trip)),
                 Err(reason) => {
                     ping.outcome.get_or_insert(None);
                     self.count_bad(reason);
@@ -448,7 +447,7 @@ impl Session {
     }
 
     /// A v1 server names no request: its replies come in the order of a model's requests.
-    fn on_v1_reply(&mut self, now: Instant, incoming: Incoming) {
+    fn on_v1_reply(&mut self, now: Instant, mut incoming: Incoming) {
         if let Err(reason) = &incoming.tensors {
             self.count_bad(reason);
             return;
@@ -460,6 +459,9 @@ impl Session {
             tracing::warn!(
                 "the server speaks protocol 1: replies are matched by model in order of arrival, cancel and ping do nothing"
             );
+        }
+        if incoming.inference_latency_ms != 0.0 {
+            incoming.timing.get_or_insert_default().inference_ms = incoming.inference_latency_ms;
         }
         let model = self.models.iter_mut().find(|model| model.id == incoming.model_id);
         match model.and_then(|model| model.outstanding.pop_front().map(|request| (model, request))) {
@@ -557,7 +559,8 @@ impl Session {
                 continue;
             }
             let newer_outstanding = model.outstanding.back().is_some_and(|last| last.request_id > reply.request_id);
-            let newer_arrived = model.inbox.iter().any(|other| other.request_id > reply.request_id);
+            // Most often the last one is.
+            let newer_arrived = model.inbox.iter().rev().any(|other| other.request_id > reply.request_id);
             if !newer_outstanding && !newer_arrived {
                 model.last = Some((reply.status, reply.error));
                 return Taken::Nothing;

@@ -220,6 +220,10 @@ macro_rules! bit_types {
 
             /// The nearest value, ties to even.
             pub fn from_f32(value: f32) -> Self {
+                Self::from_f64(f64::from(value))
+            }
+
+            fn from_f64(value: f64) -> Self {
                 Self(minifloat::$format.encode(value) as $bits)
             }
         }
@@ -478,14 +482,15 @@ impl Tensor {
             let elements: Vec<T> = T::collect(&tensor.data).into_iter().map(scale).collect();
             Tensor { data: Bytes::from_owner(Elements(elements)), ..tensor.clone() }
         }
-        let small = factor as f32;
+        // Rounded once, at the end.
+        let times = |value: f32| f64::from(value) * factor;
         match self.dtype {
-            DType::Float32 => map(self, |value: f32| value * small),
+            DType::Float32 => map(self, |value: f32| times(value) as f32),
             DType::Float64 => map(self, |value: f64| value * factor),
-            DType::Float16 => map(self, |value: F16Bits| F16Bits::from_f32(value.to_f32() * small)),
-            DType::BFloat16 => map(self, |value: BF16Bits| BF16Bits::from_f32(value.to_f32() * small)),
-            DType::Float8E4M3Fn => map(self, |value: F8E4M3FnBits| F8E4M3FnBits::from_f32(value.to_f32() * small)),
-            DType::Float8E5M2 => map(self, |value: F8E5M2Bits| F8E5M2Bits::from_f32(value.to_f32() * small)),
+            DType::Float16 => map(self, |value: F16Bits| F16Bits::from_f64(times(value.to_f32()))),
+            DType::BFloat16 => map(self, |value: BF16Bits| BF16Bits::from_f64(times(value.to_f32()))),
+            DType::Float8E4M3Fn => map(self, |value: F8E4M3FnBits| F8E4M3FnBits::from_f64(times(value.to_f32()))),
+            DType::Float8E5M2 => map(self, |value: F8E5M2Bits| F8E5M2Bits::from_f64(times(value.to_f32()))),
             _ => self.clone(),
         }
     }

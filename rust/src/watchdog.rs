@@ -329,6 +329,17 @@ mod tests {
     }
 
     #[test]
+    fn decay_rounds_once_and_keeps_what_is_no_number() {
+        let factor = 0.5f64.powf(0.1);
+        let values: Vec<f32> = (1..1000).map(|number| number as f32 * 0.1).collect();
+        let scaled = Tensor::from_slice(&values, &[values.len()]).unwrap().scaled(factor);
+        let exact: Vec<f32> = values.iter().map(|&value| (f64::from(value) * factor) as f32).collect();
+        assert_eq!(scaled.as_f32().unwrap(), exact);
+        let nans = [F8E4M3FnBits(0x7f), F8E4M3FnBits(0xff)];
+        assert_eq!(Tensor::from_slice(&nans, &[2]).unwrap().scaled(factor).as_slice::<F8E4M3FnBits>().unwrap(), nans);
+    }
+
+    #[test]
     fn zero_has_the_shape_of_the_last_answer_or_of_the_template() {
         let template = actions(&[1.0, 1.0, 1.0]);
         let watchdog = Watchdog::new(Fallback::zero().template(template.clone()));

@@ -5,6 +5,7 @@
 use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
+use prost::encoding::{self, DecodeContext, WireType};
 use prost::Message as _;
 
 use crate::observation::{Data, Fields};
@@ -52,6 +53,9 @@ impl Frame<'_> {
         self.pieces.iter().map(|(offset, data)| (*offset, data.as_slice()))
     }
 }
+
+/// Of a request that says nothing else.
+pub(crate) const DEFAULT_PRIORITY: u32 = 1;
 
 /// A message to send, less the empty delimiter.
 #[derive(Debug)]
@@ -165,7 +169,7 @@ impl Encoder {
         Encoded { envelope: message.encode_to_vec(), frames }
     }
 
-    /// A PING or CANCEL: client, id and kind only.
+    /// A PING or CANCEL: client, id and kind, and a priority that is not the highest.
     pub fn control(&self, kind: Kind, request_id: u64, timestamp_ns: u64) -> Encoded<'static> {
         let kind = match kind {
             Kind::Observe => proto::Kind::Observe,
@@ -177,6 +181,7 @@ impl Encoder {
             timestamp_ns,
             request_id,
             kind: kind as i32,
+            priority: DEFAULT_PRIORITY,
             ..Default::default()
         };
         Encoded { envelope: message.encode_to_vec(), frames: vec![Frame { length: 0, pieces: Vec::new() }] }
@@ -212,10 +217,52 @@ pub struct Incoming {
     pub phase_shift_ms: f32,
     /// Where the time went.
     pub timing: Option<Timing>,
+    /// What a v1 server tells in the place of `timing`.
+    pub inference_latency_ms: f32,
     /// The server's name for the reply.
     pub response_id: String,
     /// The server's wall clock.
     pub timestamp_ns: u64,
+}
+
+impl Incoming {
+    /// Nothing but whom it answers.
+    fn unreadable(request_id: u64, reason: String) -> Incoming {
+        Incoming {
+            request_id,
+            model_id: String::new(),
+            status: Status::ModelError,
+            reason: Reason::None,
+            error: String::new(),
+            tensors: Err(reason),
+            metadata: HashMap::new(),
+            retry_after_ms: 0.0,
+            phase_shift_ms: 0.0,
+            timing: None,
+            inference_latency_ms: 0.0,
+            response_id: String::new(),
+            timestamp_ns: 0,
+        }
+    }
+}
+
+/// The request id in an envelope of another schema; 0 where there is none, or what is there is no protobuf.
+fn request_id_of(envelope: &[u8]) -> u64 {
+    const REQUEST_ID: u32 = 101;
+    let mut rest = envelope;
+    let mut request_id = 0;
+    while !rest.is_empty() {
+        let Ok((tag, wire_type)) = encoding::decode_key(&mut rest) else { return 0 };
+        let read = if (tag, wire_type) == (REQUEST_ID, WireType::Varint) {
+            encoding::decode_varint(&mut rest).map(|id| request_id = id)
+        } else {
+            encoding::skip_field(wire_type, tag, &mut rest, DecodeContext::default())
+        };
+        if read.is_err() {
+            return 0;
+        }
+    }
+    request_id
 }
 
 /// Reads a reply: frames are `["", envelope, payload 0, ...]`.
@@ -229,7 +276,15 @@ pub fn decode_reply(frames: &[Bytes]) -> Result<Incoming, String> {
     if !delimiter.is_empty() {
         return Err("the first frame is not empty".to_owned());
     }
-    let message = proto::ModelResponse::decode(envelope.as_ref()).map_err(|error| format!("envelope: {error}"))?;
+    let message = match proto::ModelResponse::decode(envelope.as_ref()) {
+        Ok(message) => message,
+        Err(error) => {
+            let reason = format!("envelope: {error}");
+            // A protobuf all the same, though of another schema: others read the rest of it.
+            let request_id = if reason.contains("invalid wire type") { request_id_of(envelope) } else { 0 };
+            return if request_id == 0 { Err(reason) } else { Ok(Incoming::unreadable(request_id, reason)) };
+        }
+    };
     // Even a reply without tensors has a payload frame.
     let tensors = match decode_tensors(message.tensors, payloads) {
         Ok(_) if payloads.is_empty() => Err("the reply has no payload frame".to_owned()),
@@ -255,6 +310,7 @@ pub fn decode_reply(frames: &[Bytes]) -> Result<Incoming, String> {
             batch_size: timing.batch_size,
             replica: timing.replica,
         }),
+        inference_latency_ms: message.inference_latency_ms,
         response_id: message.response_id,
         timestamp_ns: message.timestamp_ns,
     })

@@ -334,7 +334,7 @@ fn a_v1_server_is_understood() {
         assert_eq!(server.request().payloads.len(), 1);
         let result = model.get_result(PATIENCE_MS).unwrap();
         assert_eq!((result.request_id, &result["b"]), (id, &large));
-        assert!(result.timing.is_none());
+        assert_eq!(result.timing.as_ref().map(|timing| (timing.inference_ms, timing.queue_ms)), Some((2.0, 0.0)));
     }
     assert_eq!(connection.ping(PATIENCE_MS), Ok(None));
     let id = send(&model);

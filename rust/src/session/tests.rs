@@ -239,6 +239,10 @@ fn a_mistake_of_the_program_uses_no_id() {
                 fields.tensors = vec![part("x", &[1], 1), part("y", &[rest], rest)];
             }),
         ),
+        (
+            "metadata",
+            with(&|fields| fields.metadata = (0..4097).map(|key| (key.to_string().into(), "".into())).collect()),
+        ),
         ("metadata", with(&|fields| fields.metadata = vec![("task".into(), "x".repeat(1 << 20).into())])),
         (
             "metadata",
@@ -490,6 +494,24 @@ fn a_reply_without_a_payload_frame_ends_its_request_as_model_error() {
 }
 
 #[test]
+fn a_reply_that_breaks_the_schema_ends_its_request_as_model_error() {
+    let mut bench = Bench::new();
+    let id = bench.observe();
+    let mut envelope = response(id, Status::Ok).encode_to_vec();
+    let timestamp_as_bytes = b"\x1a\x03abc"; // field 3, which is a number
+    envelope.extend(timestamp_as_bytes);
+    let frames = |envelope: &[u8]| [Bytes::new(), Bytes::copy_from_slice(envelope), Bytes::new()];
+    bench.session.on_message(bench.now, &frames(&envelope[..envelope.len() - 1]));
+    bench.session.on_message(bench.now, &frames(timestamp_as_bytes));
+    assert_eq!(bench.counters().bad_replies, 2, "cut off, and without an id");
+    bench.session.on_message(bench.now, &frames(&envelope));
+    let Taken::Some(reply) = bench.session.take_next(bench.model) else { panic!() };
+    assert_eq!((reply.request_id, reply.status, reply.local), (id, Status::ModelError, true));
+    assert!(reply.error.contains("envelope") && reply.error.contains("timestamp_ns"), "{}", reply.error);
+    assert_eq!((bench.counters().not_ok, bench.counters().bad_replies), (1, 2));
+}
+
+#[test]
 fn a_pong_without_a_payload_frame_ends_its_ping_without_an_answer() {
     let mut bench = Bench::new();
     let (id, _) = bench.session.ping(bench.now, 0).unwrap();
@@ -566,6 +588,7 @@ fn cancel_goes_to_a_v2_server_for_an_outstanding_request_only() {
     let encoded = bench.session.cancel(bench.model, second, 5).expect("a message");
     let message = proto::Observation::decode(encoded.envelope.as_slice()).unwrap();
     assert_eq!((message.kind, message.request_id, message.model_id.as_str()), (2, second, ""));
+    assert_eq!(message.priority, 1, "0 is the highest");
     assert_eq!(message.client.unwrap().id, "agent-01");
     bench.answer(second, Status::Cancelled);
     bench.next();
@@ -581,6 +604,8 @@ fn a_pong_goes_to_the_ping_alone() {
     let metadata = [("model:policy", "ready"), ("model:slow", "not ready"), ("server", "2.0.0"), ("protocol", "2")];
     let metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
     bench.receive(proto::ModelResponse { metadata, model_id: String::new(), ..response(id, Status::Ok) });
+    bench.answer(id, Status::Ok);
+    assert_eq!(bench.counters().late_replies, 1, "the second");
     let Taken::Some(pong) = bench.session.take_pong(id) else { panic!() };
     assert_eq!(pong.models, HashMap::from([("policy".to_owned(), true), ("slow".to_owned(), false)]));
     assert_eq!((pong.server.as_str(), pong.protocol, pong.round_trip_ms), ("2.0.0", 2, 3.0));
