@@ -215,10 +215,7 @@ Action Model::act(double timeout_ms) noexcept {
   Action none;
   try {
     const Core::Call call(*core_);
-    if (!call) {
-      none.error = Core::concurrent_use();
-      return none;
-    }
+    if (!call) return watchdog_->fall_back(Core::concurrent_use(), Core::now());
     auto message = core_->await_result(index(), timeout_ms);
     if (message) return watchdog_->fresh(*std::move(message), Core::now());
     return watchdog_->fall_back(message.error(), Core::now());

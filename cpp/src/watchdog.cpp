@@ -68,7 +68,13 @@ bool scale_floating(const Tensor& from, std::uint64_t* to, double factor) noexce
 
 }  // namespace
 
+void Watchdog::set_fallback(Fallback fallback) noexcept {
+  const std::lock_guard<std::recursive_mutex> lock(mutex_);
+  fallback_ = std::move(fallback);
+}
+
 Action Watchdog::fresh(MessageRef message, Time now) {
+  const std::lock_guard<std::recursive_mutex> lock(mutex_);
   last_ = std::move(message);
   return from_last(Source::Fresh, Tensors(last_), now);
 }
@@ -93,7 +99,8 @@ Action Watchdog::zeros(Time now) const {
   return from_last(Source::Zero, zeros_like(like.message_, like), now);
 }
 
-Action Watchdog::fall_back(Error why, Time now) const {
+Action Watchdog::fall_back(Error why, Time now) {
+  const std::lock_guard<std::recursive_mutex> lock(mutex_);
   const double since_arrival_ms = last_ ? std::max(0.0, milliseconds(now - last_->received_at)) : 0;
   Action action;
   switch (fallback_.kind()) {
@@ -106,13 +113,16 @@ Action Watchdog::fall_back(Error why, Time now) const {
                      : zeros(now);
       break;
     case Fallback::Kind::Callback: {
+      if (in_callback_) break;                     // asked by the callback itself, it has no answer
+      const auto function = fallback_.function();  // a copy, as it may set another one
+      in_callback_ = true;
+      struct Ending {
+        bool& in_callback;
+        ~Ending() { in_callback = false; }
+      } const ending{in_callback_};
       action.source = Source::Callback;
-      if (last_) {
-        action.reply.emplace(last_);
-        action.tensors = fallback_.function()(&*action.reply, milliseconds(now - last_->sent_at));
-      } else {
-        action.tensors = fallback_.function()(nullptr, 0);
-      }
+      if (last_) action.reply.emplace(last_);
+      action.tensors = function(last_ ? &*action.reply : nullptr, last_ ? milliseconds(now - last_->sent_at) : 0);
       break;
     }
     case Fallback::Kind::Zero: action = zeros(now); break;

@@ -144,6 +144,22 @@ TEST_F(WatchdogTest, BeforeTheFirstAnswerTheTemplateServes) {
   }
 }
 
+TEST_F(WatchdogTest, ACallbackThatAsksItselfGetsNothing) {
+  Watchdog* asked = nullptr;
+  std::optional<Action> inner;
+  Watchdog watchdog(Fallback::callback([&](const Reply*, double) {
+                      inner = asked->fall_back(why(), 1s);
+                      asked->set_fallback(Fallback::zero());
+                      return one_zero_template();
+                    }),
+                    pool);
+  asked = &watchdog;
+  EXPECT_EQ(actions(watchdog.fall_back(why(), 1s)), (Floats{0, 0, 0}));
+  ASSERT_TRUE(inner);
+  EXPECT_EQ(inner->source, Source::None);
+  EXPECT_TRUE(inner->error);
+}
+
 TEST_F(WatchdogTest, CallbackGetsTheLastFreshReplyAndItsAge) {
   const Reply* seen = nullptr;
   double age_ms = -1;
