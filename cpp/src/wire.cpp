@@ -3,8 +3,10 @@
 #include <google/protobuf/io/coded_stream.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
+#include <unordered_set>
 
 #include "image_header.hpp"
 
@@ -97,7 +99,7 @@ std::string check_shape(const v1::Tensor& tensor, const std::byte* bytes) {
   return {};
 }
 
-// Keys repeat so rarely and are so few that comparing with all before beats a set, which would allocate.
+// Where keys are few, comparing with all before beats a set, which would allocate.
 bool key_seen_before(const TensorFields& tensors, int index) {
   for (int i = 0; i < index; ++i) {
     if (tensors[i].key() == tensors[index].key()) return true;
@@ -161,14 +163,14 @@ std::string check_content(const v1::Tensor& tensor, const std::byte* bytes) {
 }
 
 std::string check_tensors(const TensorFields& tensors, Span<const Frame> payload) {
-  if (tensors.size() > max_tensors) {
-    return "tensors: " + std::to_string(tensors.size()) + " of them, at most 256 are allowed";
-  }
+  const bool few = tensors.size() <= 16;
+  std::unordered_set<std::string_view> keys;
   for (int i = 0; i < tensors.size(); ++i) {
     const auto& tensor = tensors[i];
     auto error = check_key(tensor);
     if (!error.empty()) return error;
-    if (key_seen_before(tensors, i)) return field_error(tensor, "key", "is used twice in one message");
+    if (few ? key_seen_before(tensors, i) : !keys.insert(tensor.key()).second)
+      return field_error(tensor, "key", "is used twice in one message");
     error = check_types(tensor);
     if (!error.empty()) return error;
     if (tensor.frame() >= payload.size()) {
@@ -188,7 +190,7 @@ std::string check_tensors(const TensorFields& tensors, Span<const Frame> payload
                              std::to_string(tensor.byte_offset()) + " runs past its frame of " +
                              std::to_string(frame.size()) + " bytes");
     }
-    error = check_shape(tensor, nullptr);
+    error = check_shape(tensor, frame.data() + tensor.byte_offset());
     if (!error.empty()) return error;
   }
   return {};
@@ -244,6 +246,13 @@ Frame encode(const v1::Observation& observation) {
   return frame;
 }
 
+namespace {
+
+/// A number of ms; 0, which says nothing, in the place of what is none.
+float hint(float ms) noexcept { return std::isfinite(ms) && ms > 0 ? ms : 0; }
+
+}  // namespace
+
 bool decode(detail::Message& message) {
   auto& fields = message.fields;
   const auto size = message.envelope.size();
@@ -273,7 +282,11 @@ bool decode(detail::Message& message) {
   message.reason = static_cast<Reason>(static_cast<std::int32_t>(fields.reason()));
   message.error.assign(fields.error());
   message.request_id = fields.request_id();
-  message.retry_after_ms = fields.retry_after_ms();
+  // Never to ask again is a hint too.
+  message.retry_after_ms = std::isinf(fields.retry_after_ms()) && fields.retry_after_ms() > 0
+                               ? std::numeric_limits<float>::max()
+                               : hint(fields.retry_after_ms());
+  fields.set_phase_shift_ms(hint(fields.phase_shift_ms()));
   message.observation_timestamp_ns = fields.observation_timestamp_ns();
   return true;
 }

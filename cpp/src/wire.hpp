@@ -13,7 +13,8 @@
 namespace inferential::wire {
 
 inline constexpr std::size_t max_name_bytes = 256;
-inline constexpr int max_tensors = 256;
+inline constexpr int max_tensors = 256;            // of an observation; a reply may have any number
+inline constexpr std::size_t max_metadata = 4096;  // of an observation; a server cannot answer much more
 inline constexpr int max_dimensions = 32;
 inline constexpr std::uint32_t max_priority = 1000;
 inline constexpr int max_image_side = 16384;
@@ -32,7 +33,7 @@ bool element_count(Span<const std::int64_t> shape, std::size_t item_bytes, std::
 bool is_utf8(std::string_view text) noexcept;
 
 /// Why the tensor cannot hold these bytes (rules 1, 2, 3, 6, 7 and 8 of the protocol's section 2); empty when it can.
-/// With `bytes` an image's own header is read too: a sender does that, whoever decodes the image has to anyway.
+/// With `bytes` an image's own header is read too.
 std::string check_content(const v1::Tensor& tensor, const std::byte* bytes);
 
 /// Checks all of section 2; the first failure, naming tensor and field, or empty.

@@ -32,6 +32,9 @@ v1::Tensor tensor_of(std::string key, v1::DType dtype, std::vector<std::int64_t>
   return tensor;
 }
 
+/// Of 16 x 32 pixels in colour.
+const std::string jpeg("\xFF\xD8\xFF\xE0\x00\x04zz\xFF\xFF\xC0\x00\x0B\x08\x00\x10\x00\x20\x03\x01\x11\x00", 22);
+
 TEST(ElementCount, CountsWithoutOverflow) {
   const auto count = [](std::vector<std::int64_t> shape, std::size_t item) -> std::optional<std::uint64_t> {
     std::uint64_t number = 0;
@@ -176,15 +179,39 @@ TEST(Decode, WrongTypeIsAnErrorAndNeverReinterpreted) {
 TEST(Decode, EncodedImagesAreNotPixels) {
   auto fields = response(1, "policy");
   auto* tensor = fields.add_tensors();
-  *tensor = tensor_of("camera", v1::DTYPE_UINT8, {1, 2, 1}, 0, 2);
+  *tensor = tensor_of("camera", v1::DTYPE_UINT8, {16, 32, 3}, 0, jpeg.size());
   tensor->set_encoding(v1::ENCODING_JPEG);
-  auto message = message_of(*pool(), fields, {"\xFF\xD8"});
+  auto message = message_of(*pool(), fields, {jpeg});
   ASSERT_TRUE(wire::decode(*message)) << message->error;
   const Reply reply(message);
   EXPECT_EQ(reply["camera"].as<std::uint8_t>().data(), nullptr);
   EXPECT_EQ(reply.get<std::uint8_t>("camera").error().message,
             "tensor 'camera' is a JPEG file: use bytes() and decode it");
-  EXPECT_EQ(reply["camera"].bytes().size(), 2u);
+  EXPECT_EQ(reply["camera"].bytes().size(), jpeg.size());
+
+  message = message_of(*pool(), fields, {std::string(jpeg.size(), 'x')});
+  EXPECT_FALSE(wire::decode(*message));
+  EXPECT_EQ(message->error, "tensor 'camera': encoding says JPEG, but the bytes are no JPEG file");
+  fields.mutable_tensors(0)->set_shape(0, 17);
+  message = message_of(*pool(), fields, {jpeg});
+  EXPECT_FALSE(wire::decode(*message));
+  EXPECT_EQ(message->error, "tensor 'camera': shape (17, 32, 3) is not the image's own, (16, 32, 3)");
+}
+
+TEST(Decode, AnyNumberOfTensors) {
+  auto fields = response(1, "policy");
+  for (int i = 0; i < 5000; ++i) {
+    *fields.add_tensors() = tensor_of(std::to_string(i), v1::DTYPE_UINT8, {1}, 0, 1);
+    fields.mutable_tensors(i)->set_frame(static_cast<std::uint32_t>(i));
+  }
+  const std::vector<std::string> payload(5000, "x");
+  auto message = message_of(*pool(), fields, payload);
+  ASSERT_TRUE(wire::decode(*message)) << message->error;
+  EXPECT_TRUE(Reply(message)["4999"]);
+  fields.mutable_tensors(4999)->set_key("17");
+  message = message_of(*pool(), fields, payload);
+  EXPECT_FALSE(wire::decode(*message));
+  EXPECT_EQ(message->error, "tensor '17': key is used twice in one message");
 }
 
 TEST(Decode, EmptyTensorIsNotAMissingOne) {
@@ -284,7 +311,6 @@ TEST(ImageHeader, ReadsWhatTheFileSays) {
   const auto shape = [](auto function, const std::string& file) {
     return function(reinterpret_cast<const std::byte*>(file.data()), file.size());
   };
-  const std::string jpeg("\xFF\xD8\xFF\xE0\x00\x04zz\xFF\xFF\xC0\x00\x0B\x08\x00\x10\x00\x20\x03\x01\x11\x00", 22);
   const auto read = shape(wire::jpeg_shape, jpeg);
   ASSERT_TRUE(read);
   EXPECT_EQ(read->height, 16);
