@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <utility>
 
@@ -21,6 +22,9 @@ std::string check_name(std::string_view what, std::string_view name) {
 // News of the link takes longer to come, and a robot cannot act on it sooner: a send that follows a look so soon does
 // without one. If it finds the link broken it looks at once.
 constexpr Time look_every = std::chrono::microseconds(100);
+
+// Where so much is read that the queue may have been full, more may have come than it held. ZMQ reads that within this.
+constexpr Time refill = std::chrono::milliseconds(100);
 
 Error ended_error(const char* what, const Message& reply) {
   std::string text(what);
@@ -57,14 +61,17 @@ std::string check_draft(const v1::Observation& fields) {
   if (!(fields.urgency() >= 0 && fields.urgency() <= 1)) {
     return "urgency is " + std::to_string(fields.urgency()) + ", must be 0 to 1";
   }
-  if (!(fields.latency_budget_ms() >= 0 && fields.latency_budget_ms() <= 3.0e38f)) {
+  if (!(fields.latency_budget_ms() >= 0 && std::isfinite(fields.latency_budget_ms()))) {
     return "latency_budget_ms is " + std::to_string(fields.latency_budget_ms()) + ", must be finite and 0 or more";
   }
-  if (!(fields.step_ms() >= 0 && fields.step_ms() <= 3.0e38f)) {
+  if (!(fields.step_ms() >= 0 && std::isfinite(fields.step_ms()))) {
     return "step_ms is " + std::to_string(fields.step_ms()) + ", must be finite and 0 or more";
   }
   if (fields.tensors_size() > wire::max_tensors) {
     return "tensors: " + std::to_string(fields.tensors_size()) + " of them, at most 256 are allowed";
+  }
+  if (fields.metadata().size() > wire::max_metadata) {
+    return "metadata: " + std::to_string(fields.metadata().size()) + " entries, at most 4096 are allowed";
   }
   for (int i = 0; i < fields.tensors_size(); ++i) {
     const auto& key = fields.tensors(i).key();
@@ -266,14 +273,17 @@ void Core::pump(Time now, Reading reading) {
     looked_at_ = now;
   }
   link_events_.clear();
-  while (const auto event = transport_.next_link_event()) link_events_.push_back(*event);
+  while (const auto event = transport_.next_link_event(now)) link_events_.push_back(*event);
+  int read = 0;
   while (auto received = transport_.receive(*pool_)) {
+    ++read;
     // Not the time of the call: what comes meanwhile came later.
     session_.receive(std::move(received->message), received->framed, Core::now());
     // To find out that there is no more costs system calls. But replies of a v1 server carry no id: one that is left
     // would be taken for the answer to the next request.
     if (reading == Reading::Awaited && link_events_.empty() && tells_ids() && !session_.next_expiry()) break;
   }
+  if (read >= std::max(options_.receive_queue_messages / 2, 2)) behind_until_ = Core::now() + refill;
   for (const auto event : link_events_) {
     const auto before = session_.link_state();
     if (event == Transport::LinkEvent::Up) {
@@ -283,7 +293,10 @@ void Core::pump(Time now, Reading reading) {
     }
     note_link(before);
   }
-  if (reading != Reading::Known) session_.expire(now);  // what came in time is read by then, however late
+  if (reading != Reading::Known) {
+    if (now >= behind_until_) session_.expire(now);  // what came in time is read by then, however late
+    transport_.revive(now);
+  }
   if (session_.take_v1_notice()) {
     notice(
         "the server speaks protocol version 1: replies are matched by model in order of arrival, and there is no "
@@ -292,8 +305,9 @@ void Core::pump(Time now, Reading reading) {
 }
 
 void Core::wait(Time now, Time deadline) {
-  const auto expiry = session_.next_expiry();
-  transport_.wait((expiry ? std::min(*expiry, deadline) : deadline) - now);
+  if (const auto expiry = session_.next_expiry()) deadline = std::min(deadline, std::max(*expiry, behind_until_));
+  if (const auto revival = transport_.revival_due()) deadline = std::min(deadline, *revival);
+  transport_.wait(deadline - now);
 }
 
 Session::Taken Core::await(Session::ModelIndex model, Session::Taken (Session::*take)(Session::ModelIndex),
@@ -415,6 +429,7 @@ bool Core::cancel(Session::ModelIndex model, std::uint64_t request_id) {
   draft->fields.set_kind(v1::KIND_CANCEL);
   draft->fields.set_priority(1);
   draft->fields.set_request_id(request_id);
+  draft->fields.set_timestamp_ns(wall_clock_ns());
   draft->payload.emplace_back();
   auto envelope = wire::encode(draft->fields);
   const bool sent = transport_.send(envelope, draft->payload);
@@ -429,7 +444,8 @@ Result<MessageRef> Core::ping(double timeout_ms) {
   if (session_.server() == Session::Server::V1) {
     return Error{ErrorCode::Unsupported, std::nullopt, "the server speaks protocol version 1, which has no ping"};
   }
-  const auto ticket = session_.open_ping(now());
+  const auto timestamp_ns = wall_clock_ns();
+  const auto ticket = session_.open_ping(timestamp_ns, now());
   if (ticket.route != Session::Ticket::Route::Transmit) return not_sent_error();
   struct Ending {  // whatever happens: nothing ends a ping but this and its reply
     Session& session;
@@ -440,7 +456,7 @@ Result<MessageRef> Core::ping(double timeout_ms) {
   draft->fields.set_kind(v1::KIND_PING);
   draft->fields.set_priority(1);
   draft->fields.set_request_id(ticket.request_id);
-  draft->fields.set_timestamp_ns(wall_clock_ns());
+  draft->fields.set_timestamp_ns(timestamp_ns);
   draft->payload.emplace_back();
   auto envelope = wire::encode(draft->fields);
   const bool sent = transport_.send(envelope, draft->payload);

@@ -128,6 +128,7 @@ class Core {
   bool inherited_ = false;  // by a fork
   bool waited_for_handshake_ = false;
   Time looked_at_{0};
+  Time behind_until_{0};  // until then more may have come in time than has been read
   std::vector<std::unique_ptr<Draft>> drafts_;
   bool link_changed_ = false;  // in this call
   // Not reported yet. Whoever reports goes on until there is none, others leave theirs to it: so they come in order.

@@ -1,7 +1,6 @@
 #include "session.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <utility>
 
 #include "wire.hpp"
@@ -141,9 +140,10 @@ Session::Ticket Session::open_observe(ModelIndex index, std::string_view slot, f
   return {Ticket::Route::Transmit, request_id};
 }
 
-Session::Ticket Session::open_ping(Time now) {
+Session::Ticket Session::open_ping(std::uint64_t timestamp_ns, Time now) {
   Request request;
   request.sent_at = now;
+  request.timestamp_ns = timestamp_ns;
   request.model = ping_index;
   ping_reply_ = MessageRef();
   if (link_ != LinkState::Up) return {Ticket::Route::NotSent, 0};
@@ -199,12 +199,15 @@ std::uint64_t Session::oldest_outstanding(std::string_view model_id) const noexc
   return 0;
 }
 
-bool Session::newer_outstanding(ModelIndex model, std::uint64_t request_id) const noexcept {
-  if (models_[model].outstanding == 0) return false;
-  for (std::size_t i = requests_.size(); i-- > 0 && first_id_ + i > request_id;) {
-    if (requests_[i].outstanding && requests_[i].model == model) return true;
+std::uint64_t Session::newest_of(ModelIndex index) const noexcept {
+  const auto& model = models_[index];
+  std::uint64_t newest = 0;
+  for (std::size_t i = 0; i < model.inbox.size(); ++i) newest = std::max(newest, model.inbox[i]->request_id);
+  if (model.outstanding == 0) return newest;
+  for (std::size_t i = requests_.size(); i-- > 0 && first_id_ + i > newest;) {
+    if (requests_[i].outstanding && requests_[i].model == index) return first_id_ + i;
   }
-  return false;
+  return newest;
 }
 
 bool Session::is_outstanding(std::uint64_t request_id) const noexcept { return find(request_id) != nullptr; }
@@ -238,6 +241,7 @@ void Session::receive(MessageRef message, bool framed, Time now) {
     if (server_ == Server::Unknown) server_ = Server::V1;
     v1_notice_due_ = v1_notice_due_ || !v1_seen_;
     v1_seen_ = true;
+    message->fields.mutable_timing()->set_inference_ms(message->fields.inference_latency_ms());
     request_id = oldest_outstanding(message->fields.model_id());
   }
   auto* request = find(request_id);
@@ -255,13 +259,16 @@ void Session::finish(std::uint64_t request_id, Request request, MessageRef messa
   message->sent_at = request.sent_at;
   message->received_at = now;
   message->step_ms = request.step_ms;
-  if (message->observation_timestamp_ns == 0)
-    message->observation_timestamp_ns = request.timestamp_ns;  // v1 does not echo it
+  // Whatever the reply says.
+  message->observation_timestamp_ns = request.timestamp_ns;
+  auto* model_id = message->fields.mutable_model_id();
   if (request.model == ping_index) {
+    model_id->clear();
     if (request_id == ping_id_) ping_reply_ = std::move(message);
     return;
   }
   auto& model = models_[request.model];
+  model_id->assign(model.id);
   message->slot.assign(model.slots[request.slot].name);
   message->slot_index = request.slot;
   const Status status = message->status;
@@ -274,7 +281,7 @@ void Session::finish(std::uint64_t request_id, Request request, MessageRef messa
     model.hold_off = HoldOff{status, message->reason, now + wait, message->error};
   }
   const float shift_ms = message->fields.phase_shift_ms();
-  if (shift_ms > 0 && std::isfinite(shift_ms)) model.phase_shift_ms = shift_ms;
+  if (shift_ms > 0) model.phase_shift_ms = shift_ms;
   push(model, std::move(message));
 }
 
@@ -335,6 +342,7 @@ void Session::set_last(ModelState& model, Status status, std::string_view error)
 
 Session::Taken Session::take_result(ModelIndex index) {
   auto& model = models_[index];
+  std::uint64_t newest = 0;  // not known yet
   while (!model.inbox.empty()) {
     auto message = model.inbox.pop_front();
     const auto request_id = message->request_id;
@@ -342,15 +350,15 @@ Session::Taken Session::take_result(ModelIndex index) {
       auto& delivered = model.slots[message->slot_index].delivered;
       if (request_id <= delivered) {
         ++counters_.late_replies;
+        if (request_id == newest) newest = 0;
         continue;
       }
       delivered = request_id;
       set_last(model, Status::Ok, {});
       return {Taken::Outcome::Reply, std::move(message)};
     }
-    bool newer = newer_outstanding(index, request_id);
-    for (std::size_t i = 0; !newer && i < model.inbox.size(); ++i) newer = model.inbox[i]->request_id > request_id;
-    if (newer) continue;
+    if (newest == 0) newest = newest_of(index);
+    if (newest > request_id) continue;
     set_last(model, message->status, message->error);
     return {Taken::Outcome::NotOk, std::move(message)};
   }

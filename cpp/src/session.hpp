@@ -56,7 +56,7 @@ class Session {
   };
   /// Takes the next request id. Transmit: hand it to the transport and call transmitted(). Local: answered already.
   Ticket open_observe(ModelIndex model, std::string_view slot, float step_ms, std::uint64_t timestamp_ns, Time now);
-  Ticket open_ping(Time now);
+  Ticket open_ping(std::uint64_t timestamp_ns, Time now);
   /// What became of a Transmit ticket.
   void transmitted(std::uint64_t request_id, bool sent) noexcept;
 
@@ -153,7 +153,7 @@ class Session {
                                  std::string_view error);
   void push(ModelState& model, detail::MessageRef message);
   std::uint64_t oldest_outstanding(std::string_view model_id) const noexcept;
-  bool newer_outstanding(ModelIndex model, std::uint64_t request_id) const noexcept;
+  std::uint64_t newest_of(ModelIndex model) const noexcept;  // outstanding or in the inbox; 0 = none
   void set_last(ModelState& model, Status status, std::string_view error);
 
   Options options_;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <utility>
 
@@ -19,11 +20,11 @@
 namespace inferential {
 namespace {
 
-// A reply has at most 256 tensors, so no sender needs this many frames.
-constexpr std::size_t max_payload_frames = 1024;
-
 // Of one attempt: a host that comes back is found within two seconds, whatever TCP's own backoff.
 constexpr int connect_attempt_ms = 1000;
+
+// ZMQ tells at once that it will try again. A handshake takes a few round trips.
+constexpr Time reconnect_silence = std::chrono::seconds(3);
 
 constexpr const char* monitor_endpoint = "inproc://link";  // unique within the socket's own context
 
@@ -134,7 +135,10 @@ bool Transport::open(const std::string& endpoint, const ConnectionOptions& optio
       zmq_setsockopt(socket_, ZMQ_MAXMSGSIZE, &max_message_bytes, sizeof max_message_bytes) == 0;
   if (!configured) return fail("cannot set the socket's options");
 
-  if (zmq_socket_monitor(socket_, monitor_endpoint, ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED) != 0) {
+  // Few, as an idle program leaves them unread. A handshake that fails ends with DISCONNECTED.
+  constexpr int events =
+      ZMQ_EVENT_CONNECTED | ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_CONNECT_RETRIED;
+  if (zmq_socket_monitor(socket_, monitor_endpoint, events) != 0) {
     return fail("cannot monitor the socket");
   }
   monitor_ = zmq_socket(context_, ZMQ_PAIR);
@@ -144,7 +148,8 @@ bool Transport::open(const std::string& endpoint, const ConnectionOptions& optio
   zmq_setsockopt(monitor_, ZMQ_RCVHWM, &unlimited, sizeof unlimited);
   zmq_setsockopt(monitor_, ZMQ_LINGER, &unlimited, sizeof unlimited);
   if (zmq_connect(monitor_, monitor_endpoint) != 0) return fail("cannot monitor the socket");
-  if (zmq_connect(socket_, endpoint.c_str()) != 0) return fail("cannot connect to " + quoted(endpoint));
+  endpoint_ = endpoint;
+  if (zmq_connect(socket_, endpoint_.c_str()) != 0) return fail("cannot connect to " + quoted(endpoint));
 #if defined(__linux__)
   std::size_t size = sizeof socket_fd_;
   return (zmq_getsockopt(socket_, ZMQ_FD, &socket_fd_, &size) == 0 &&
@@ -198,12 +203,12 @@ std::optional<Transport::Received> Transport::receive(MessagePool& pool) {
     Frame next;
     if (receive_now(next, socket_) < 0) break;
     more = next.more();
-    if (message.payload.size() < max_payload_frames) message.payload.push_back(std::move(next));
+    message.payload.push_back(std::move(next));
   }
   return received;
 }
 
-std::optional<Transport::LinkEvent> Transport::next_link_event() noexcept {
+std::optional<Transport::LinkEvent> Transport::next_link_event(Time now) noexcept {
   if (!monitor_ready_) return std::nullopt;
   Frame event;
   if (receive_now(event, monitor_) < 0) {
@@ -216,7 +221,26 @@ std::optional<Transport::LinkEvent> Transport::next_link_event() noexcept {
     Frame address;
     receive_now(address, monitor_);
   }
+  event_owed_since_.reset();
+  if (number == ZMQ_EVENT_CONNECTED || number == ZMQ_EVENT_DISCONNECTED) event_owed_since_ = now;
   return number == ZMQ_EVENT_HANDSHAKE_SUCCEEDED ? LinkEvent::Up : LinkEvent::Down;
+}
+
+std::optional<Time> Transport::revival_due() const noexcept {
+  if (!event_owed_since_) return std::nullopt;
+  return *event_owed_since_ + reconnect_silence;
+}
+
+void Transport::revive(Time now) noexcept {
+  const auto due = revival_due();
+  if (!due || now < *due) return;
+  zmq_disconnect(socket_, endpoint_.c_str());  // fails where nothing is left of it
+  if (zmq_connect(socket_, endpoint_.c_str()) == 0) {
+    event_owed_since_.reset();
+  } else {
+    event_owed_since_ = now;
+  }
+  socket_ready_ = true;  // these calls may take note of arrivals that the descriptor tells of no more
 }
 
 void Transport::look() noexcept {

@@ -36,8 +36,14 @@ class Transport {
   /// The next message that has arrived.
   std::optional<Received> receive(MessagePool& pool);
 
-  enum class LinkEvent { Up, Down };
-  std::optional<LinkEvent> next_link_event() noexcept;
+  enum class LinkEvent { Up, Down };  // Down: whatever says that there is no connection, or not yet
+  std::optional<LinkEvent> next_link_event(Time now) noexcept;
+
+  /// ZMQ gives a connection up for good where the peer breaks the protocol. When to connect anew unless more is heard
+  /// of it, so that the right server is found once it is there.
+  std::optional<Time> revival_due() const noexcept;
+  /// Does it where it is due. Drops what has not been received.
+  void revive(Time now) noexcept;
 
   /// look(), waiting for something to arrive at most so long; may return early. Call it when receive() and
   /// next_link_event() are empty.
@@ -58,6 +64,7 @@ class Transport {
   void* context_ = nullptr;
   void* socket_ = nullptr;
   void* monitor_ = nullptr;
+  std::string endpoint_;
   int socket_fd_ = -1;
   int monitor_fd_ = -1;
   // Whether there may be something to receive. ZMQ's descriptors are edge-triggered: one that is not readable after the
@@ -65,7 +72,10 @@ class Transport {
   bool socket_ready_ = true;
   bool monitor_ready_ = true;
   bool just_looked_ = false;  // in wait()
-  const unsigned forks_;      // of this process and its ancestors, when it was made
+  // Since when ZMQ owes an event: of a handshake's end, or that it will try again. Nothing is owed while it tries, as
+  // the look-up of a name may take it long.
+  std::optional<Time> event_owed_since_;
+  const unsigned forks_;  // of this process and its ancestors, when it was made
   std::string error_;
 };
 

@@ -217,6 +217,9 @@ TEST_F(Live, ProgrammingErrorsNameTheFieldAndUseNoId) {
   expect_error(model.observe().latency_budget_ms(-1).send(), "latency_budget_ms");
   expect_error(model.observe().latency_budget_ms(INFINITY).send(), "latency_budget_ms");
   expect_error(model.observe().step_ms(std::nanf("")).send(), "step_ms");
+  auto talkative = model.observe();
+  for (int i = 0; i < 4097; ++i) talkative.metadata(std::to_string(i), "");
+  expect_error(talkative.send(), "metadata: 4097 entries, at most 4096 are allowed");
   expect_error(model.observe().priority(1001).send(), "priority is 1001");
   expect_error(model.observe().slot(std::string(257, 's')).send(), "slot");
   expect_error(model.observe().slot("\xFF").send(), "slot is not UTF-8");
@@ -232,6 +235,7 @@ TEST_F(Live, ProgrammingErrorsNameTheFieldAndUseNoId) {
   expect_error(connection.model("").observe().send(), "model_id");
   expect_error(connection.model(std::string(257, 'm')).observe().send(), "model_id");
   auto spent = model.observe();
+  spent.latency_budget_ms(3.2e38f).step_ms(std::numeric_limits<float>::max());
   EXPECT_EQ(*spent.send(), 1u);
   expect_error(spent.send(), "nothing to send");
 }
@@ -299,6 +303,40 @@ TEST(LiveTime, WhatCameInTimeIsNotOverdueForBeingReadLate) {
   server.answer(server.receive());
   let_it_arrive();
   EXPECT_TRUE(model.get_result(patience_ms));
+}
+
+/// Replies that lie unread until `idle` later.
+void expect_all_ok(ConnectionOptions options, int requests, std::chrono::milliseconds idle) {
+  options.send_queue_messages = 10'000;
+  Router server;
+  Connection connection(server.endpoint(), "agent-01", "", options);
+  auto model = connection.model("policy");
+  std::vector<Router::Request> received;
+  for (int i = 0; i < requests; ++i) {
+    ASSERT_TRUE(model.observe().send());
+    received.push_back(server.receive());
+  }
+  for (const auto& request : received) server.answer(request);
+  std::this_thread::sleep_for(idle);
+  (void)connection.link_state();  // reads what there is at once
+  int ok = 0;
+  while (const auto reply = model.next_reply(patience_ms)) ok += reply->ok();
+  EXPECT_EQ(ok, requests);
+  EXPECT_EQ(connection.counters()->timed_out, 0u);
+  EXPECT_EQ(connection.link_state(), LinkState::Up);
+}
+
+TEST(LiveTime, UnreadRepliesDoNotCostTheLink) {
+  auto options = patient();
+  options.heartbeat_interval_ms = 300;
+  expect_all_ok(options, 1100, std::chrono::milliseconds(2000));
+}
+
+TEST(LiveTime, MoreThanTheQueueHoldsIsNotOverdueForBeingReadLate) {
+  auto options = patient();
+  options.receive_queue_messages = 1000;
+  options.request_timeout_ms = 1500;
+  expect_all_ok(options, 1900, std::chrono::milliseconds(1600));
 }
 
 TEST_F(Live, WhatNobodyAwaitsAnyMoreIsReadByALaterLook) {
@@ -438,6 +476,8 @@ TEST_F(Live, CancelIsSentForOutstandingRequests) {
   EXPECT_EQ(cancel.fields.kind(), v1::KIND_CANCEL);
   EXPECT_EQ(cancel.fields.request_id(), id);
   EXPECT_EQ(cancel.fields.client().id(), "agent-01");
+  EXPECT_EQ(cancel.fields.priority(), 1u);
+  EXPECT_GT(cancel.fields.timestamp_ns(), 1'600'000'000'000'000'000u);
   EXPECT_EQ(cancel.payload, std::vector<std::string>{""});
   server.reply(cancel, response(id, "policy", Status::Cancelled));
   EXPECT_EQ(model.next_reply(patience_ms)->status(), Status::Cancelled);
@@ -590,6 +630,36 @@ TEST(LiveLink, RestartOfTheServer) {
   EXPECT_EQ(seen, (std::vector<LinkState>{LinkState::Up, LinkState::Down, LinkState::Up}));
 }
 
+TEST(LiveLink, AReplyThatIsTooLargeCostsTheLinkForAMomentOnly) {
+  Router server;
+  auto options = patient();
+  options.max_message_bytes = 10'000;
+  Connection connection(server.endpoint(), "agent-01", "", options);
+  auto model = connection.model("policy");
+  ASSERT_TRUE(model.observe().send());
+  server.answer(server.receive(), Floats(10'000, 1.0f));
+  EXPECT_EQ(model.get_result(patience_ms).error().status, Status::LinkLost);
+  ASSERT_TRUE(connection.wait_until_up(patience_ms));
+  ASSERT_TRUE(model.observe().send());
+  server.answer(server.receive());
+  EXPECT_TRUE(model.get_result(patience_ms));
+}
+
+TEST(LiveLink, ThatAnotherProgramHadThePortDoesNotMatterLater) {
+  void* context = zmq_ctx_new();
+  void* publisher = zmq_socket(context, ZMQ_PUB);
+  ASSERT_EQ(zmq_bind(publisher, "tcp://127.0.0.1:*"), 0);
+  char endpoint[256];
+  std::size_t size = sizeof endpoint;
+  ASSERT_EQ(zmq_getsockopt(publisher, ZMQ_LAST_ENDPOINT, endpoint, &size), 0);
+  Connection connection(endpoint, "agent-01", "");
+  EXPECT_FALSE(connection.wait_until_up(300));
+  zmq_close(publisher);
+  zmq_ctx_term(context);
+  Router server(endpoint);
+  EXPECT_TRUE(connection.wait_until_up(patience_ms));
+}
+
 TEST(LiveLink, TheLinkCallbackMayUseTheConnection) {
   Router server;
   Connection* inside = nullptr;
@@ -710,7 +780,9 @@ TEST_F(Live, MovedObjectsGoOnWorking) {
 }
 
 TEST_F(Live, ConcurrentUseIsAnError) {
-  auto model = connection.model("policy");
+  ModelOptions model_options;
+  model_options.fallback = Fallback::zero(*TensorsBuilder().add_zeros("actions", DType::Float32, {3}).build());
+  auto model = connection.model("policy", model_options);
   ASSERT_TRUE(model.observe().send());
   std::promise<void> started;
   auto waiting = std::async(std::launch::async, [&] {
@@ -722,7 +794,10 @@ TEST_F(Live, ConcurrentUseIsAnError) {
   while (other.get_result(0).error().code != ErrorCode::ConcurrentUse) std::this_thread::yield();
   EXPECT_EQ(other.observe().send().error().code, ErrorCode::ConcurrentUse);
   EXPECT_EQ(other.next_reply(0).error().code, ErrorCode::ConcurrentUse);
-  EXPECT_EQ(other.act(0).error->code, ErrorCode::ConcurrentUse);
+  const auto action = model.act(0);
+  EXPECT_EQ(action.error->code, ErrorCode::ConcurrentUse);
+  EXPECT_EQ(action.source, Source::Zero);
+  EXPECT_EQ(action["actions"].as<float>().size(), 3u);
   EXPECT_EQ(connection.ping(0).error().code, ErrorCode::ConcurrentUse);
   EXPECT_EQ(connection.counters().error().code, ErrorCode::ConcurrentUse);
   EXPECT_FALSE(connection.wait_until_up(0));

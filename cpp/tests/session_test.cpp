@@ -174,15 +174,30 @@ TEST_F(SessionTest, RepliesAreMatchedByRequestId) {
   EXPECT_EQ(session.take_next(policy).message->request_id, 3u);
   EXPECT_EQ(session.take_next(other).message->request_id, 2u);
   now += 7ms;
-  auto fields = response(1, "policy");
-  fields.set_observation_timestamp_ns(777);
-  reply(fields);
+  reply(1);
   const auto taken = session.take_next(policy);
   EXPECT_EQ(taken.message->slot, "left");
   EXPECT_EQ(taken.message->step_ms, 20);
   EXPECT_EQ(taken.message->received_at - taken.message->sent_at, 7ms);
-  EXPECT_EQ(taken.message->observation_timestamp_ns, 777u);
+  EXPECT_EQ(taken.message->observation_timestamp_ns, 12345u);
   EXPECT_FALSE(taken.message->local);
+}
+
+TEST_F(SessionTest, WhatAReplyAnswersIsNotTheServersToSay) {
+  auto fields = response(observe(policy), "another");
+  fields.set_observation_timestamp_ns(99);
+  reply(fields);
+  const auto taken = session.take_next(policy);
+  EXPECT_EQ(Reply(taken.message).model_id(), "policy");
+  EXPECT_EQ(taken.message->observation_timestamp_ns, 12345u);
+
+  const auto ping = session.open_ping(777, now);
+  session.transmitted(ping.request_id, true);
+  fields.set_request_id(ping.request_id);
+  reply(fields);
+  const auto ponged = session.take_ping_reply(ping.request_id);
+  EXPECT_EQ(Reply(ponged).model_id(), "");
+  EXPECT_EQ(ponged->observation_timestamp_ns, 777u);
 }
 
 TEST_F(SessionTest, UnknownRequestIdsAreCountedLateAndDropped) {
@@ -200,13 +215,15 @@ TEST_F(SessionTest, RepliesWithoutIdEndTheOldestOfTheirModel) {
   observe(other);
   observe(policy);
   observe(policy);
-  reply(response(0, "policy"));
+  auto fields = response(0, "policy");
+  fields.set_inference_latency_ms(2.5f);
+  reply(fields);
   EXPECT_EQ(session.server(), Session::Server::V1);
   EXPECT_TRUE(session.take_v1_notice());
   EXPECT_FALSE(session.take_v1_notice());
   auto taken = session.take_next(policy);
   EXPECT_EQ(taken.message->request_id, 2u);
-  EXPECT_EQ(taken.message->observation_timestamp_ns, 12345u);  // v1 does not echo it
+  EXPECT_EQ(Reply(taken.message).timing().inference_ms, 2.5f);
   reply(response(0, "policy"));
   EXPECT_EQ(session.take_next(policy).message->request_id, 3u);
   reply(response(0, "policy"));
@@ -251,7 +268,7 @@ TEST_F(SessionTest, UnknownStatusAndReasonAreKeptAndNotOk) {
 }
 
 TEST_F(SessionTest, PingsAreTheirCallersAlone) {
-  const auto ping = session.open_ping(now);
+  const auto ping = session.open_ping(777, now);
   ASSERT_EQ(ping.route, Route::Transmit);
   session.transmitted(ping.request_id, true);
   EXPECT_FALSE(session.take_ping_reply(ping.request_id));
@@ -261,17 +278,17 @@ TEST_F(SessionTest, PingsAreTheirCallersAlone) {
   EXPECT_EQ(session.counters().sent, 0u);
   EXPECT_EQ(session.counters().ok, 0u);
 
-  const auto lost = session.open_ping(now);
+  const auto lost = session.open_ping(777, now);
   session.transmitted(lost.request_id, true);
   session.link_down(now);
   EXPECT_FALSE(session.is_outstanding(lost.request_id));
   EXPECT_EQ(session.counters().link_lost, 0u);
-  EXPECT_EQ(session.open_ping(now).route, Route::NotSent);
+  EXPECT_EQ(session.open_ping(777, now).route, Route::NotSent);
 }
 
 TEST_F(SessionTest, RequestTimeoutIsNotForPings) {
   observe(policy);
-  const auto ping = session.open_ping(now);
+  const auto ping = session.open_ping(777, now);
   session.transmitted(ping.request_id, true);
   session.expire(now + 1h);
   EXPECT_EQ(session.take_next(policy).message->status, Status::TimedOut);
@@ -350,12 +367,17 @@ TEST_F(SessionTest, SlotsWhoseNamesKeepChangingAreForgotten) {
   EXPECT_EQ(taken.message->slot, "kept");
 }
 
-TEST_F(SessionTest, APhaseShiftThatIsNoneIsNotGivenOut) {
-  for (const float hint : {std::nanf(""), std::numeric_limits<float>::infinity(), -1.0f}) {
+TEST_F(SessionTest, HintsThatAreNoneAreNotGivenOut) {
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (const float hint : {std::nanf(""), infinity, -infinity, -1.0f}) {
     auto fields = response(observe(policy), "policy");
     fields.set_phase_shift_ms(hint);
+    fields.set_retry_after_ms(hint);
     reply(fields);
     EXPECT_EQ(session.take_phase_shift_ms(policy), 0.0f);
+    const Reply given(session.take_next(policy).message);
+    EXPECT_EQ(given.phase_shift_ms(), 0.0f);
+    EXPECT_EQ(given.retry_after_ms(), hint == infinity ? std::numeric_limits<float>::max() : 0.0f);
   }
 }
 
@@ -392,6 +414,16 @@ TEST_F(SessionTest, NotOkEndsTheWaitOnlyWhenNothingNewerIsComing) {
   EXPECT_EQ(session.take_result(policy).outcome, Outcome::Wait);
   reply(5);
   EXPECT_EQ(result(), 5u);
+
+  for (int i = 7; i <= 10; ++i) observe(policy);
+  reply(10);
+  EXPECT_EQ(result(), 10u);
+  reply(7, Status::Expired);
+  reply(9);  // too late, then it is not newer than anything either
+  reply(8, Status::Expired);
+  const auto last = session.take_result(policy);
+  ASSERT_EQ(last.outcome, Outcome::NotOk);
+  EXPECT_EQ(last.message->request_id, 8u);
 }
 
 TEST_F(SessionTest, AnotherModelsRequestsDoNotCount) {
