@@ -70,7 +70,13 @@ else:
         _log(log_level)
         settings = InferentialConfig() if config is None else load_config(config)
         models: dict[str, Any] = dict.fromkeys(settings.models.known)
-        models.update(_import(argument) for argument in apps or ())
+        for argument in apps or ():
+            name, model = _import(argument)
+            if models.get(name) is not None:
+                raise ConfigError(
+                    f"{argument!r}: there is another model named {name!r} already; write NAME=MODULE:ATTRIBUTE"
+                )
+            models[name] = model
         from inferential.server import Server
 
         server = Server(
@@ -220,6 +226,9 @@ else:
         if not colon:
             if equals:
                 raise ConfigError(f"{argument!r}: after the = comes MODULE:ATTRIBUTE")
+            if path.endswith(".py") or "/" in path:
+                module = path.removesuffix(".py").replace("/", ".").lstrip(".")
+                raise ConfigError(f"{argument!r} is a file; write MODULE:ATTRIBUTE, as in {module}:app")
             return path, None
         if not module or not attribute:
             raise ConfigError(f"{argument!r}: write it as MODULE:ATTRIBUTE or NAME=MODULE:ATTRIBUTE")

@@ -78,6 +78,8 @@ class Driver:
         self._clients = 0
         self._sharing: dict[str, int] = {}  # client id -> connections that have it
         self._shared_logged: set[str] = set()
+        self.troubles: dict[str, str] = {}
+        """Why a model has no replica, as far as its backend knows."""
         self._response_ids = map(f"{os.urandom(4).hex()}-{{:x}}".format, itertools.count(1))
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -228,6 +230,13 @@ class Driver:
         self._engine.fail(call_id, error, time.monotonic())
         self.flush()
 
+    def trouble(self, model: str, why: str) -> None:
+        """See BackendEvents."""
+        if why:
+            self.troubles[model] = why
+        else:
+            self.troubles.pop(model, None)
+
     def waiting(self, model: str) -> int:
         """See BackendEvents."""
         return self._engine.waiting(model)
@@ -309,6 +318,9 @@ class Driver:
         if not o.request_id and outcome.status is not Status.OK:
             return  # a v1 client would take it for a success
         server_ms = (now - request.arrival) * 1e3
+        error = outcome.error
+        if outcome.status is Status.UNAVAILABLE and o.model_id in self.troubles:
+            error = f"{error}: {self.troubles[o.model_id]}"
         frames = wire.encode_response(
             client_id=o.client_id,
             client_type=o.client_type,
@@ -320,7 +332,7 @@ class Driver:
             body=outcome.body,
             status=outcome.status,
             reason=outcome.reason,
-            error=outcome.error,
+            error=error,
             retry_after_ms=outcome.retry_after_ms,
             phase_shift_ms=outcome.phase_shift_ms,
             timing=Timing(outcome.queue_ms, outcome.inference_ms, server_ms, outcome.batch_size, outcome.replica),

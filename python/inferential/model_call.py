@@ -153,6 +153,10 @@ class ModelCall:
         """
         if inspect.isclass(model):
             raise ConfigError(f"model {name!r} is the class {model.__name__}; give an instance of it")
+        if hasattr(model, "bind") and hasattr(model, "func_or_class"):
+            raise ConfigError(
+                f"model {name!r} is a Ray Serve deployment without arguments; give the application, {model.name}.bind()"
+            )
         infer = getattr(model, "infer", None)
         if infer is None and callable(model):
             infer = model
@@ -203,6 +207,7 @@ class ModelCall:
         assert infer is not None
         inference_s = 0.0
         body: Body | ItemError
+        observation: dict[str, Any] = {}
         try:
             observation = wire.observation_arrays(item.observation, item.frames)
             started = time.perf_counter()
@@ -222,7 +227,7 @@ class ModelCall:
         except _PASSED_ON:
             raise
         except BaseException as e:
-            body = self._failed(e)
+            body = self._failed(e, observation)
         return CallResult((body,), inference_s)
 
     async def run_async(self, items: Sequence[Item]) -> CallResult:
@@ -293,7 +298,7 @@ class ModelCall:
         except _PASSED_ON:
             raise
         except BaseException as e:
-            result = self._failed(e)
+            result = self._failed(e, prepared.observations[i])
         prepared.results[i] = self._failed(result) if isinstance(result, BaseException) else result
 
     async def _run_batch(self, prepared: Prepared, indices: list[int]) -> None:
@@ -339,12 +344,15 @@ class ModelCall:
             for i in indices:
                 await self._run_single(prepared, i)
 
-    def _failed(self, error: BaseException) -> ItemError:
+    def _failed(self, error: BaseException, observation: Mapping[str, Any] | None = None) -> ItemError:
         now = time.monotonic()
         if now - self._logged_at >= LOG_INTERVAL_S:
             self._logged_at = now
             logger.warning("model %r failed (shown once per %.0f s)", self.name, LOG_INTERVAL_S, exc_info=error)
-        return ItemError(describe(error))
+        text = describe(error)
+        if isinstance(error, KeyError) and observation and error.args and error.args[0] not in observation:
+            text += f"; the observation holds {', '.join(map(repr, observation))}"
+        return ItemError(text)
 
 
 def _shapes(observation: Mapping[str, Any]) -> tuple[Any, ...]:

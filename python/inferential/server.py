@@ -180,7 +180,10 @@ class Server:
             "version": __version__,
             "clients": self._driver.transport.active_clients,
             "pending": self._engine.pending,
-            "models": self._engine.health(),
+            "models": {
+                name: {**model, "trouble": self._driver.troubles.get(name, "")}
+                for name, model in self._engine.health().items()
+            },
         }
 
     def _on_loop(self, function: Callable[[], T]) -> T:

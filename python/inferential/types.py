@@ -99,6 +99,9 @@ class _OpenEnum(enum.IntEnum):
         member._value_ = value
         return member
 
+    def __str__(self) -> str:
+        return self.name
+
 
 class Status(_OpenEnum):
     """How a request ended. Up to 1000: the server's word; above: known only to the SDK (never on the wire)."""

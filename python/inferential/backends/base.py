@@ -27,6 +27,9 @@ class BackendEvents(Protocol):
     def failed(self, call_id: int, error: CallError) -> None:
         """A call failed as a whole."""
 
+    def trouble(self, model: str, why: str) -> None:
+        """Why a model has no replica, for people; empty when that is over."""
+
     def waiting(self, model: str) -> int:
         """Requests that wait for a call of this model; asked a few times a second, for autoscaling."""
 

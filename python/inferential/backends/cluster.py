@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from inferential.config.schema import RayConfig
@@ -22,6 +23,7 @@ logger = logging.getLogger("inferential.ray")
 NAMESPACE = "inferential"
 """Of the keys in Ray's own key-value store."""
 START_ATTEMPTS = 3
+MAX_MESSAGE = 500  # characters of what Serve says of an application
 
 # Most is read by Ray Serve when it is imported, here and in the replicas of an embedded Ray. That handles run their router in the
 # caller's loop is asked for handle by handle: set for everything, it would break sync models that call other deployments.
@@ -44,6 +46,13 @@ def prepare_environment() -> None:
     """Sets the environment of Ray and Ray Serve where the user has not; call it before either is imported."""
     for name, value in _SERVE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    # Where there is a token, clusters that are started ask for it, but not everybody who joins one gives it by himself. One that asks for
+    # none takes it too.
+    if (
+        "RAY_AUTH_TOKEN" in os.environ
+        or Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser().is_file()
+    ):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def join_or_start(config: RayConfig) -> bool:
@@ -195,6 +204,8 @@ class Application:
     max_ongoing_requests: int
     may_be_zero: bool
     """It is scaled down to no replica at all where there is no load: then a call through the handle starts one."""
+    message: str
+    """What Serve says of a state that is not as it should be."""
 
 
 def applications(names: Iterable[str]) -> dict[str, Application]:
@@ -225,8 +236,16 @@ def applications(names: Iterable[str]) -> dict[str, Application]:
             replicas=running,
             max_ongoing_requests=int(settings.get("max_ongoing_requests") or 5),
             may_be_zero=(settings.get("autoscaling_config") or {}).get("min_replicas") == 0,
+            message=_brief(_text(deployment.get("message") or app.get("message") or "")),
         )
     return found
+
+
+def _brief(message: str) -> str:
+    """A message of Serve's without its traceback: what it says first, and last, which is the exception."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    brief = " ".join(lines if len(lines) < 3 else [lines[0], "...", lines[-1]])
+    return brief if len(brief) <= MAX_MESSAGE else brief[: MAX_MESSAGE - 3] + "..."
 
 
 def _text(value: Any) -> str:

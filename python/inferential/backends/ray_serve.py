@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from inferential.backends import cluster, link
@@ -25,6 +25,7 @@ logger = logging.getLogger("inferential.ray")
 T = TypeVar("T")
 
 PUBLISH_INTERVAL_S = 2.0
+_SLOW_START_S = 15.0  # after which an application that is still being deployed is worth a line in the log
 STALE_AFTER_S = 60.0
 """A server's key that does not change for this long is removed: its process died."""
 
@@ -41,6 +42,9 @@ class _Watch:
     """Whether that is over: before it is not known how the class wants to be called, and whether it is servable."""
     attached: bool = False
     """Whether a replica of it has attached: it is servable."""
+    since: float = field(default_factory=time.monotonic)
+    told: tuple[str, bool] = ("", False)
+    """The state that the log has told of, and whether it had words for it."""
 
 
 class RayServeBackend:
@@ -232,11 +236,13 @@ class RayServeBackend:
         if app is None or app.status == "DELETING":
             self._watches.pop(name, None)
             self._handles.withdraw(name, "not deployed")
+            self._events.trouble(name, "there is no Ray Serve application of that name")
             return
         watch = self._watches.get(name)
         if watch is None or watch.app.deployed_at != app.deployed_at:
             watch = self._watches[name] = _Watch(app)
         watch.app = app
+        self._tell(watch)
         direct = self._direct is not None and self._direct.serves(name)
         if direct:
             watch.attached = True
@@ -250,6 +256,20 @@ class RayServeBackend:
         elif app.status == "RUNNING" and not watch.looking:
             watch.looking = True
             self._spawn(self._look(watch))
+
+    def _tell(self, watch: _Watch) -> None:
+        """Says why an application does not come up, where it takes long or has failed."""
+        app = watch.app
+        if app.status == "RUNNING" or app.replicas:
+            self._events.trouble(app.name, "")
+            return
+        why = f"Ray Serve says {app.status}" + (f": {app.message}" if app.message else "")
+        self._events.trouble(app.name, why)
+        failed = app.status not in ("NOT_STARTED", "DEPLOYING")
+        state = (app.status, bool(app.message))
+        if state != watch.told and (failed or time.monotonic() - watch.since > _SLOW_START_S):
+            watch.told = state
+            logger.warning("model %r has no replica yet; %s", app.name, why)
 
     async def _look(self, watch: _Watch) -> None:
         watch.signature = await self._in_thread(cluster.signature, watch.app, self._leaving)

@@ -24,7 +24,7 @@ from inferential.client.observation import Defaults, Encode, draft
 from inferential.client.options import Options
 from inferential.client.reply import PingResult, Reply, Sent
 from inferential.client.session import WAIT, Inbox, LinkState, Stats, Verdict
-from inferential.client.watchdog import Action, Fallback
+from inferential.client.watchdog import Action, Fallback, by_name
 from inferential.errors import ConcurrentWaitError
 
 
@@ -320,7 +320,7 @@ class AsyncModel(BaseModel):
             return self._watchdog.fresh(reply, time.monotonic())
         action = self._watchdog.fall_back(self._inbox.last_status, time.monotonic())
         if inspect.isawaitable(action.tensors):
-            return dataclasses.replace(action, tensors=await action.tensors)
+            return dataclasses.replace(action, tensors=by_name(await action.tensors))
         return action
 
     async def cancel(self, request_id: int) -> bool:

@@ -23,8 +23,9 @@ logger = logging.getLogger("inferential.client")
 _CONSTANTS = 64
 _MOST_READ = 256  # messages taken in before whoever waits has a look at the time
 _CONNECT_ANEW_S = 3.0
-"""A link that has been down for so long is connected anew. ZMQ tries every half second by itself, but where the connection ended in a
-breach of its protocol (a frame that is too large, another program at the address) it never tries again."""
+"""So long after a connection broke, if it is not back, it is made anew, once. ZMQ tries every half second by itself, but where it ended in
+a breach of the protocol (a frame that is too large, another program at the address) it never tries again. Once, because that also ends an
+attempt that is under way, and the lookup of a name may take longer."""
 _LOOK_EVERY_S = 0.0001  # news of the link takes longer to come; a send that finds it broken looks at once
 
 
@@ -47,11 +48,13 @@ class Core:
         self._looked_s = -math.inf
         self._drained_s = -math.inf
         """When nothing was left to read: a request that had run out of time by then can have no reply among what is unread."""
-        self._connect_anew_s = time.monotonic() + _CONNECT_ANEW_S
+        self._connect_anew_s = math.inf
         self._moving = False
         """Whether a message or news of the link is being moved; still so in the next call where an exception ended the last one."""
         self._constants: dict[tuple[object, ...], bytes] = {}
-        self.session = Session(hold_off=options.hold_off, request_timeout_s=options.request_timeout_ms / 1e3)
+        self.session = Session(
+            hold_off=options.hold_off, request_timeout_s=options.request_timeout_ms / 1e3, server=options.server
+        )
         self.socket = ClientSocket(options)
 
     @property
@@ -76,9 +79,8 @@ class Core:
         changed = False
         if self.session.link is not LinkState.CLOSED:
             self.socket.reopen()
-            now = time.monotonic()
-            self._connect_anew_s = now + _CONNECT_ANEW_S
-            changed = self.session.link_down(now)
+            self._connect_anew_s = math.inf
+            changed = self.session.link_down(time.monotonic())
         self._moving = False
         if changed:
             self.tell_link()
@@ -100,18 +102,15 @@ class Core:
 
     def pass_time(self, now: float) -> None:
         """What time alone does: requests run out of it, and a link that stays down is connected anew."""
-        session = self.session
-        session.expire(self._drained_s)
-        if now >= self._connect_anew_s and session.link in (LinkState.CONNECTING, LinkState.DOWN):
+        self.session.expire(self._drained_s)
+        if now >= self._connect_anew_s and self.session.link is not LinkState.CLOSED:
             self.socket.connect_anew()
-            self._connect_anew_s = now + _CONNECT_ANEW_S
+            self._connect_anew_s = math.inf
 
     def next_event(self) -> float:
         """When pass_time() next has something to do."""
         expiry = self.session.next_expiry()
-        if self.session.link in (LinkState.CONNECTING, LinkState.DOWN):
-            return self._connect_anew_s if expiry is None else min(expiry, self._connect_anew_s)
-        return math.inf if expiry is None else expiry
+        return self._connect_anew_s if expiry is None else min(expiry, self._connect_anew_s)
 
     def look(self) -> None:
         """`read`, unless the sockets were looked at a moment ago: as often as a robot can act on it, not at every send of a burst.
@@ -131,8 +130,8 @@ class Core:
         while (frames := next_message()) is not None:
             receive(frames, time.monotonic())  # not `now`: one that comes meanwhile came later
         for up in events:
+            self._connect_anew_s = math.inf if up else now + _CONNECT_ANEW_S
             if self.session.link_up() if up else self.session.link_down(now):
-                self._connect_anew_s = now + _CONNECT_ANEW_S
                 self.tell_link()
         self._moving = False
 

@@ -97,6 +97,8 @@ class Inbox:
     hold_off: _HoldOff | None = None
     last_status: Status | None = None
     last_error: str = ""
+    not_sent: str = ""
+    """Why the newest observation was not sent; empty where it was."""
     phase_shift_ms: float = 0.0
     most_slots: int = _SLOTS
 
@@ -140,13 +142,15 @@ class Session:
     Args:
         hold_off: answer requests here while the server asks for a pause.
         request_timeout_s: when a request without a reply ends TIMED_OUT.
+        server: its address, for messages.
     """
 
-    def __init__(self, *, hold_off: bool = True, request_timeout_s: float = 30.0) -> None:
+    def __init__(self, *, hold_off: bool = True, request_timeout_s: float = 30.0, server: str = "") -> None:
         self.link = LinkState.CONNECTING
         self.server_version: int | None = None  # of the protocol; None until a reply has told
         self.next_request_id = 1
         self._hold_off = hold_off
+        self._server = server
         self._request_timeout_s = request_timeout_s
         self._stats = Stats()
         self._inboxes: dict[str, Inbox] = {}
@@ -246,13 +250,14 @@ class Session:
             inbox.hold_off = None
         if self.link is not LinkState.UP:
             self._stats.not_sent += 1
-            why = (
-                "no server has been reached yet"
+            why = inbox.not_sent = (
+                f"no server has been reached at {self._server} yet"
                 if self.link is LinkState.CONNECTING
                 else "the link to the server is down"
             )
             return Sent(request_id, Status.NOT_SENT, why)
         self._stats.sent += 1
+        inbox.not_sent = ""
         pending = Pending(request_id, inbox, slot, step_ms, timestamp_ns, now)
         self._outstanding[request_id] = inbox.outstanding[request_id] = pending
         return Sent(request_id)
@@ -261,6 +266,7 @@ class Session:
         """The request that begin() has just let through could not be handed to the socket."""
         pending = self._outstanding.pop(request_id)
         del pending.inbox.outstanding[request_id]
+        pending.inbox.not_sent = error
         self._stats.sent -= 1
         self._stats.not_sent += 1
         return Sent(request_id, Status.NOT_SENT, error)
@@ -436,7 +442,10 @@ class Session:
                 inbox.last_status, inbox.last_error = reply.status, reply.error
                 return None
         inbox.last_status, inbox.last_error = None, ""  # so far; abandon() says more
-        return WAIT if inbox.outstanding else None
+        if inbox.outstanding:
+            return WAIT
+        inbox.last_error = inbox.not_sent or "nothing was outstanding"
+        return None
 
     def _newer_expected(self, inbox: Inbox, request_id: int) -> bool:
         newest = next(reversed(inbox.outstanding), 0)

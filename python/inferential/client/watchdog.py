@@ -137,7 +137,7 @@ class Watchdog:
                 _zeros_like(self._template if last is None else self._arrays(last)), Source.ZERO, last, status, now
             )
         age_ms = 0.0 if last is None else (now - last.sent_s) * 1e3
-        return Action(fallback(last, age_ms), Source.CALLBACK, 0.0, 0, last, status)
+        return Action(by_name(fallback(last, age_ms)), Source.CALLBACK, 0.0, 0, last, status)
 
     def _arrays(self, reply: Reply) -> dict[str, Array]:
         """A reply's tensors, without those that cannot be read here: a robot that does not use them must have an action all the same."""
@@ -165,6 +165,11 @@ def _scaled(array: Array, factor: float) -> Array:
     if wire_dtype(array.dtype) not in _FLOATS:
         return array
     return (array.astype(np.float64) * factor).astype(array.dtype)
+
+
+def by_name(tensors: Any) -> Any:
+    """What a callback returned; a bare array is `actions`, as from a model."""
+    return {"actions": tensors} if isinstance(tensors, np.ndarray) else tensors
 
 
 def _template_array(key: str, value: Any) -> Array:

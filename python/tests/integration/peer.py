@@ -41,13 +41,21 @@ class RawPeer:
         self.socket.send_multipart(frames)
 
     def observe(
-        self, model: str = "echo", *, v1: bool = False, tensors: dict[str, Any] | None = None, **fields: Any
+        self,
+        model: str = "echo",
+        *,
+        v1: bool = False,
+        tensors: dict[str, Any] | None = None,
+        claims: tuple[int, ...] | None = None,
+        **fields: Any,
     ) -> int:
-        """Sends an observation; returns its request id (0 with v1)."""
+        """Sends an observation, which says of its first tensor that its shape is `claims`; returns its request id (0 with v1)."""
         if not v1 and "request_id" not in fields:
             self.last_id += 1
             fields["request_id"] = self.last_id
         packed = wire.pack_tensors({"x": np.ones(3, np.float32)} if tensors is None else tensors, several_frames=not v1)
+        if claims is not None:
+            packed.tensors[0]["shape"] = claims
         fields = {"client_id": "robot", "client_type": "franka"} | fields
         o = Observation(model_id=model, **fields)
         self.send_frames(b"", wire.encode_observation(o, packed), *(packed.frames or [b""]))

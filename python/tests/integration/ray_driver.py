@@ -35,6 +35,7 @@ class Driver:
         self.replicas: dict[tuple[str, str], Replica] = {}
         self.draining: set[tuple[str, str]] = set()
         self.reasons: list[str] = []
+        self.troubles: dict[str, str] = {}
         self.outcomes: dict[int, list[CallResult | CallError]] = {}
         self.calls: dict[int, Call] = {}
         self.load: dict[str, int] = {}
@@ -68,6 +69,9 @@ class Driver:
 
     def failed(self, call_id: int, error: CallError) -> None:
         self._end(call_id, error)
+
+    def trouble(self, model: str, why: str) -> None:
+        self.troubles[model] = why
 
     def waiting(self, model: str) -> int:
         return self.load.get(model, 0)

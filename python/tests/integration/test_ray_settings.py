@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inferential import Connection
+from inferential import Connection, Server, Status
 from inferential.backends.ray_serve import RayServeBackend
 from inferential.config.schema import InferentialConfig
 
@@ -254,3 +254,49 @@ def test_how_long_a_silent_replica_lives(ray_session: None) -> None:
         asyncio.run(main())
     finally:
         serve.delete("silent")
+
+
+@pytest.mark.timeout(240)
+def test_why_a_model_has_no_replica_is_told(ray_session: None, caplog: pytest.LogCaptureFixture) -> None:
+    """By the error text of UNAVAILABLE, by health() and, where Serve has given up, by the log."""
+    from ray import serve
+
+    from inferential.serving import servable
+
+    @serve.deployment(ray_actor_options=SMALL)
+    @servable
+    class Weightless:
+        def __init__(self) -> None:
+            raise FileNotFoundError("weights.pt is not there")
+
+        def infer(self, obs: dict[str, Any]) -> int:
+            return 1
+
+    config = InferentialConfig()
+    config.ray.poll_s = 0.2
+    models = {"weightless": Weightless.bind(), "nobodys": None}
+    deadline = time.monotonic() + 200.0
+    with Server(config, bind="tcp://127.0.0.1:0", models=models).run_in_thread() as server:
+        try:
+            with Connection(server.endpoint, "robot", connect_timeout_ms=20_000.0) as conn:
+                weightless, nobodys = conn.model("weightless"), conn.model("nobodys")
+                while True:
+                    weightless.observe(x=np.zeros(1))
+                    reply = weightless.next_reply(20_000.0)
+                    assert reply is not None
+                    assert reply.status == Status.UNAVAILABLE
+                    if "DEPLOY_FAILED" in reply.error:
+                        break
+                    assert time.monotonic() < deadline, reply.error
+                    time.sleep(0.2)
+                assert "weights.pt is not there" in reply.error
+                assert "weights.pt is not there" in server.health()["models"]["weightless"]["trouble"]
+                nobodys.observe(x=np.zeros(1))
+                reply = nobodys.next_reply(20_000.0)
+                assert reply is not None
+                assert "there is no Ray Serve application of that name" in reply.error
+        finally:
+            serve.delete("weightless")
+    told = [r.getMessage() for r in caplog.records if "model 'weightless' has no replica yet" in r.getMessage()]
+    assert any("DEPLOY_FAILED" in text and "weights.pt is not there" in text for text in told)
+    assert len(told) <= 4

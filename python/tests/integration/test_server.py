@@ -361,8 +361,7 @@ def test_images_reach_the_model_decoded(peer: RawPeer, encode: Callable[[Any], A
 
 def test_wrong_and_broken_images(peer: RawPeer) -> None:
     picture = images.encode_png(np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8))
-    lying = type(picture)(picture.data, (24, 33, 3), picture.encoding)
-    reply = peer.ask(tensors={"cam": lying})
+    reply = peer.ask(tensors={"cam": picture}, claims=(24, 33, 3))
     assert reply.status == Status.INVALID_OBSERVATION
     assert "'cam'" in reply.error
     broken = type(picture)(picture.data[:300], picture.shape, picture.encoding)

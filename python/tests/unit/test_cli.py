@@ -161,6 +161,8 @@ def test_serve_local_callables_until_a_signal(tmp_path: Path) -> None:
         (["math:nonsense"], "cannot import it"),
         (["name=math"], "after the = comes MODULE:ATTRIBUTE"),
         ([":x"], "write it as"),
+        (["robots/pol.py"], "write MODULE:ATTRIBUTE, as in robots.pol:app"),
+        (["f=math:floor", "f=math:ceil"], "another model named 'f' already"),
         (["math:pi"], "model 'pi' is a float"),
         (["math:floor", "--log-level", "loud"], "--log-level is 'loud'"),
         (["math:floor", "--record", "nowhere/run.mcap"], "record: cannot write 'nowhere/run.mcap'"),

@@ -187,7 +187,7 @@ def test_a_model_that_raises_is_logged_once(model: Any, caplog: pytest.LogCaptur
     call = ModelCall(model, "m")
     for _ in range(5):
         result = asyncio.run(call.run_async([item(metadata={})]))
-        assert values(result) == ["KeyError: 'task'"]
+        assert values(result) == ["KeyError: 'task'; the observation holds 'x'"]
     assert len([r for r in caplog.records if "failed" in r.message]) == 1
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from ray import cloudpickle
 
-from inferential import serving
+from inferential import Server, serving
 from inferential.errors import ConfigError
 from inferential.serving import servable
 
@@ -297,3 +297,10 @@ def test_a_priority_that_was_raised_stays(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(os, "getpriority", lambda *_: -5)
     monkeypatch.setattr(os, "setpriority", lambda *_: pytest.fail("there is nothing to raise"))
     serving._normal_priority()
+
+
+def test_a_deployment_that_is_not_bound_is_told_so() -> None:
+    from ray import serve
+
+    with pytest.raises(ConfigError, match=r"give the application, Unbound\.bind\(\)"):
+        Server(models={"m": serve.deployment(type("Unbound", (), {"infer": lambda self, obs: obs}))})

@@ -453,7 +453,7 @@ def test_last_status_is_that_of_the_last_call_alone(client: Client) -> None:
     assert client.result() is None
     assert (client.inbox.last_status, client.inbox.last_error) == (Status.MODEL_ERROR, "it raised")
     assert client.result() is None
-    assert (client.inbox.last_status, client.inbox.last_error) == (None, "")
+    assert (client.inbox.last_status, client.inbox.last_error) == (None, "nothing was outstanding")
     client.observe()
     client.session.abandon(client.inbox)
     assert client.inbox.last_status == Status.TIMED_OUT
@@ -643,3 +643,21 @@ def test_a_held_off_answer_does_not_prolong_the_pause(client: Client) -> None:
         assert client.observe().status == Status.REJECTED
     client.now += 0.011
     assert client.observe().status is None
+
+
+def test_what_was_not_sent_is_told_by_the_wait_for_it(client: Client) -> None:
+    session = Session(server="tcp://robot:5555")
+    inbox = session.inbox("m")
+    assert session.result(inbox, 0.0) is None
+    assert inbox.last_error == "nothing was outstanding"
+    sent = session.begin(inbox, "", 0.0, 1, 0.0)
+    assert sent.error == "no server has been reached at tcp://robot:5555 yet"
+    assert session.result(inbox, 0.0) is None
+    assert (inbox.last_status, inbox.last_error) == (None, sent.error)
+    session.link_up()
+    session.begin(inbox, "", 0.0, 1, 0.0)
+    session.link_down(0.0)
+    assert session.result(inbox, 0.0) is None
+    assert inbox.last_status == Status.LINK_LOST
+    assert session.result(inbox, 0.0) is None
+    assert inbox.last_error == "nothing was outstanding"

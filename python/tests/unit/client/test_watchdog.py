@@ -164,3 +164,8 @@ def test_a_fallback_that_is_none_is_refused(make: Any, says: str) -> None:
 @pytest.mark.parametrize("step_ms", [1e-310, 1e-46, 1e-20])
 def test_a_step_that_lasts_next_to_no_time(step_ms: float) -> None:
     assert fall_back(Hold(100), 50, reply=fresh(step_ms=step_ms)).steps_late == 10**18
+
+
+def test_a_bare_array_of_a_callback_is_named_as_a_models() -> None:
+    action = Watchdog(lambda reply, age_ms: np.ones(7)).fall_back(None, 5.0)
+    np.testing.assert_array_equal(action.tensors["actions"], np.ones(7))
