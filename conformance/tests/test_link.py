@@ -7,9 +7,10 @@ import socket
 import time
 
 import pytest
+import zmq
 
 from adapters.base import CallError
-from suite.client import Client, Connection, Model, f32
+from suite.client import Client, Connection, Model, f32, some
 from suite.standin import StandIn
 
 LINK_LOST, NOT_SENT = 1002, 1003
@@ -157,6 +158,59 @@ def test_a_reply_just_before_the_loss_makes_one_outcome(
     assert model.next_reply(0) is None
     counters = connection.counters()
     assert counters["ok"] + counters["link_lost"] == counters["sent"] == 2
+
+
+def test_a_loss_with_many_unread_replies_ends_each_request_once(
+    connection: Connection, model: Model, stand_in: StandIn
+) -> None:
+    """However many lie there when the link breaks: libzmq must not be caught in the midst of one."""
+    count = 1000
+    for _ in range(count):
+        model.send({"x": f32(1)})
+    for _ in range(count):
+        stand_in.answer(stand_in.receive(), {"actions": f32(2)})
+    stand_in.close()
+    outcomes = [model.reply() for _ in range(count)]
+    assert {r.request_id for r in outcomes} == set(range(1, count + 1))
+    assert {r.status for r in outcomes} <= {0, LINK_LOST}
+    assert model.next_reply(0) is None
+
+
+def test_replies_that_nobody_reads_keep_the_link(client: Client, stand_in: StandIn) -> None:
+    count = 1100
+    connection = client.connect(stand_in.address)
+    model = connection.model("policy")
+    for _ in range(count):
+        model.send()
+    for _ in range(count):
+        stand_in.answer(stand_in.receive())
+    time.sleep(4.0)  # what is tested is that this time passes: more heartbeats than a link may miss
+    assert [model.ok().request_id for _ in range(count)] == list(range(1, count + 1))
+    assert connection.counters()["reconnects"] == 0
+
+
+def test_what_breaks_zmqs_protocol_costs_the_link_and_not_the_connection(client: Client, stand_in: StandIn) -> None:
+    """A frame that is too large, and then another program at the server's address: ZMQ would never connect again."""
+    connection = client.connect(stand_in.address, max_message_bytes=10_000)
+    model = connection.model("policy")
+    model.send()
+    stand_in.answer(stand_in.receive(), {"x": some("UINT8", (20_000,))})
+    assert model.reply().status == LINK_LOST
+    connection.wait_for_link("up")
+    model.send()
+    stand_in.answer(stand_in.receive())
+    assert model.ok().request_id == 2
+    stand_in.close()
+    with zmq.Context() as context, context.socket(zmq.PUB) as other:
+        other.linger = 0
+        other.bind(stand_in.address)
+        seen = other.get_monitor_socket(zmq.EVENT_ACCEPTED)
+        assert seen.poll(20_000)
+    with StandIn(port=stand_in.port) as back:
+        connection.wait_for_link("up")
+        model.send()
+        back.answer(back.receive())
+        assert model.ok().request_id == 3
 
 
 def test_nothing_stale_is_delivered_to_the_next_server(connection: Connection, model: Model, stand_in: StandIn) -> None:

@@ -148,6 +148,38 @@ def test_a_reply_that_came_is_not_overdue_for_being_read_late(
     assert connection.counters()["timed_out"] == 0
 
 
+def test_replies_that_came_are_not_overdue_however_many(client: Client, stand_in: StandIn) -> None:
+    count = 1900
+    connection = client.connect(stand_in.address, request_timeout_ms=4000)
+    model = connection.model("policy")
+    for _ in range(count):
+        model.send()
+    for _ in range(count):
+        stand_in.answer(stand_in.receive())
+    time.sleep(4.2)  # what is tested is that this time passes
+    assert [model.reply().status for _ in range(count)] == [OK] * count
+
+
+def test_closing_keeps_what_has_arrived(client: Client, stand_in: StandIn) -> None:
+    connection = client.connect(stand_in.address)
+    model, other = connection.model("policy"), connection.model("other")
+    model.send()
+    other.send()
+    stand_in.answer(stand_in.receive())
+    stand_in.answer(stand_in.receive())
+    assert other.ok().request_id == 2
+    connection.close()
+    assert model.ok().request_id == 1
+
+
+def test_a_reply_of_another_name_is_still_that_of_its_request(model: Model, stand_in: StandIn) -> None:
+    model.send()
+    received = stand_in.receive()
+    stand_in.answer(received, model_id="another", observation_timestamp_ns=42)
+    r = model.ok()
+    assert (r.model_id, r.observation_timestamp_ns) == ("policy", received.observation.timestamp_ns)
+
+
 # --- get_result ------------------------------------------------------------------------------------------------------
 
 

@@ -23,8 +23,9 @@ namespace {
 // Of one attempt: a host that comes back is found within two seconds, whatever TCP's own backoff.
 constexpr int connect_attempt_ms = 1000;
 
-// ZMQ tells at once that it will try again. A handshake takes a few round trips.
-constexpr Time reconnect_silence = std::chrono::seconds(3);
+// From a break of the connection until it is made anew, once: that also ends an attempt that is under way, and the
+// look-up of a name may take longer.
+constexpr Time connect_anew_after = std::chrono::seconds(3);
 
 constexpr const char* monitor_endpoint = "inproc://link";  // unique within the socket's own context
 
@@ -68,6 +69,17 @@ int receive_now(Frame& frame, void* socket) noexcept {
   } while (result < 0 && zmq_errno() == EINTR);
   return result;
 }
+
+// Asked for its events ZMQ sees to all its commands.
+void see_to_commands(void* socket) noexcept {
+  int events = 0;
+  std::size_t size = sizeof events;
+  zmq_getsockopt(socket, ZMQ_EVENTS, &events, &size);
+}
+
+// In every 100th call that receives a frame ZMQ sees to its commands. Where one of them says that the link is gone, and
+// that call is in the midst of a message, it aborts the program. So after these frames it is asked to between messages.
+constexpr int frames_between_commands = 64;
 
 // Counted, as to ask for the process's id is a system call.
 std::atomic<unsigned> forks{0};
@@ -136,8 +148,7 @@ bool Transport::open(const std::string& endpoint, const ConnectionOptions& optio
   if (!configured) return fail("cannot set the socket's options");
 
   // Few, as an idle program leaves them unread. A handshake that fails ends with DISCONNECTED.
-  constexpr int events =
-      ZMQ_EVENT_CONNECTED | ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_CONNECT_RETRIED;
+  constexpr int events = ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED;
   if (zmq_socket_monitor(socket_, monitor_endpoint, events) != 0) {
     return fail("cannot monitor the socket");
   }
@@ -168,11 +179,8 @@ bool Transport::send(Frame& envelope, std::vector<Frame>& payload) noexcept {
     return send_now(frame, socket_, more ? ZMQ_SNDMORE : 0) >= 0;
   };
   if (!send_frame(delimiter, true)) {
-    // Asked for its events ZMQ sees to all its commands, of room in the queue among them. When sending it does so but
-    // once a millisecond.
-    int events = 0;
-    std::size_t size = sizeof events;
-    zmq_getsockopt(socket_, ZMQ_EVENTS, &events, &size);
+    // There may be news of room in the queue. When sending ZMQ looks for such but once a millisecond.
+    see_to_commands(socket_);
     if (!send_frame(delimiter, true)) return false;
   }
   // The link may break in the midst. ZMQ then drops all frames up to a last one: this message's, or else the next
@@ -186,8 +194,10 @@ bool Transport::send(Frame& envelope, std::vector<Frame>& payload) noexcept {
 
 std::optional<Transport::Received> Transport::receive(MessagePool& pool) {
   if (!socket_ready_) return std::nullopt;
+  if (frames_received_ >= frames_between_commands) see_to_commands(socket_);
   Frame frame;
   if (receive_now(frame, socket_) < 0) {
+    frames_received_ = 0;
     // ZMQ has seen to all its commands by then, without its usual throttle: a send that follows finds the
     // link as it is, and the descriptor tells of whatever comes later.
     socket_ready_ = zmq_errno() != EAGAIN;
@@ -197,11 +207,13 @@ std::optional<Transport::Received> Transport::receive(MessagePool& pool) {
   // The rest of a message is there with its first frame.
   Received received{pool.acquire(), frame.size() == 0 && frame.more()};
   auto& message = *received.message;
+  frames_received_ += 2;
   if (frame.more()) receive_now(message.envelope, socket_);
   bool more = frame.more() && message.envelope.more();
   while (more) {
     Frame next;
     if (receive_now(next, socket_) < 0) break;
+    ++frames_received_;
     more = next.more();
     message.payload.push_back(std::move(next));
   }
@@ -221,25 +233,21 @@ std::optional<Transport::LinkEvent> Transport::next_link_event(Time now) noexcep
     Frame address;
     receive_now(address, monitor_);
   }
-  event_owed_since_.reset();
-  if (number == ZMQ_EVENT_CONNECTED || number == ZMQ_EVENT_DISCONNECTED) event_owed_since_ = now;
-  return number == ZMQ_EVENT_HANDSHAKE_SUCCEEDED ? LinkEvent::Up : LinkEvent::Down;
+  const bool up = number == ZMQ_EVENT_HANDSHAKE_SUCCEEDED;
+  broken_since_ = up ? std::nullopt : std::optional(now);
+  return up ? LinkEvent::Up : LinkEvent::Down;
 }
 
 std::optional<Time> Transport::revival_due() const noexcept {
-  if (!event_owed_since_) return std::nullopt;
-  return *event_owed_since_ + reconnect_silence;
+  if (!broken_since_) return std::nullopt;
+  return *broken_since_ + connect_anew_after;
 }
 
 void Transport::revive(Time now) noexcept {
   const auto due = revival_due();
   if (!due || now < *due) return;
   zmq_disconnect(socket_, endpoint_.c_str());  // fails where nothing is left of it
-  if (zmq_connect(socket_, endpoint_.c_str()) == 0) {
-    event_owed_since_.reset();
-  } else {
-    event_owed_since_ = now;
-  }
+  broken_since_ = zmq_connect(socket_, endpoint_.c_str()) == 0 ? std::nullopt : std::optional(now);
   socket_ready_ = true;  // these calls may take note of arrivals that the descriptor tells of no more
 }
 

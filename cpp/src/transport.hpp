@@ -39,8 +39,8 @@ class Transport {
   enum class LinkEvent { Up, Down };  // Down: whatever says that there is no connection, or not yet
   std::optional<LinkEvent> next_link_event(Time now) noexcept;
 
-  /// ZMQ gives a connection up for good where the peer breaks the protocol. When to connect anew unless more is heard
-  /// of it, so that the right server is found once it is there.
+  /// ZMQ gives a connection up for good where the peer breaks the protocol. When to connect anew unless it is up by
+  /// then, so that the right server is found once it is there.
   std::optional<Time> revival_due() const noexcept;
   /// Does it where it is due. Drops what has not been received.
   void revive(Time now) noexcept;
@@ -71,11 +71,10 @@ class Transport {
   // socket was found empty says that nothing has come since, at the price of one system call for both.
   bool socket_ready_ = true;
   bool monitor_ready_ = true;
-  bool just_looked_ = false;  // in wait()
-  // Since when ZMQ owes an event: of a handshake's end, or that it will try again. Nothing is owed while it tries, as
-  // the look-up of a name may take it long.
-  std::optional<Time> event_owed_since_;
-  const unsigned forks_;  // of this process and its ancestors, when it was made
+  bool just_looked_ = false;          // in wait()
+  int frames_received_ = 0;           // since the socket was found empty
+  std::optional<Time> broken_since_;  // until it is up, or was connected anew
+  const unsigned forks_;              // of this process and its ancestors, when it was made
   std::string error_;
 };
 

@@ -26,8 +26,11 @@ const MAX_FRAMES: usize = 2 + 1024;
 /// Of one attempt: a host that comes back is found within two seconds, whatever TCP's own backoff.
 const CONNECT_ATTEMPT_MS: i32 = 1000;
 
-/// After what ZMTP does not allow, a frame beyond the limit among it, libzmq never connects again. So this long after the last event of a
-/// link that is not up it is connected anew: longer than an attempt and the longest pause before it, as libzmq may still be at it.
+/// See `Socket::see_to_commands`.
+const FRAMES_BETWEEN_COMMANDS: usize = 64;
+
+/// After what ZMTP does not allow, a frame beyond the limit among it, libzmq never connects again. So this long after a link broke that is
+/// not up since it is connected anew: longer than an attempt and the longest pause before it, as libzmq may still be at it.
 const RECONNECT_SILENCE: Duration = Duration::from_secs(3);
 
 /// Wakes whoever waits for news of this connection.
@@ -104,6 +107,8 @@ struct Transport {
     descriptors: Arc<Descriptors>,
     /// What the descriptors do not tell of, and when they were asked last.
     unread: Arrived,
+    /// Since the socket was found empty.
+    frames_received: usize,
     /// Those read but not heeded yet: the messages before them come first.
     link_events: VecDeque<LinkEvent>,
     /// Of the message read last.
@@ -145,6 +150,7 @@ impl Transport {
             monitor,
             descriptors,
             unread: UNKNOWN,
+            frames_received: 0,
             link_events,
             frames,
             parts,
@@ -215,8 +221,15 @@ impl Transport {
     /// Reads one whole message into `self.frames`; whether there was one.
     fn receive(&mut self) -> io::Result<bool> {
         self.frames.clear();
-        let Some(mut frame) = self.socket.receive()? else { return Ok(false) };
+        if self.frames_received >= FRAMES_BETWEEN_COMMANDS {
+            self.socket.see_to_commands();
+        }
+        let Some(mut frame) = self.socket.receive()? else {
+            self.frames_received = 0;
+            return Ok(false);
+        };
         loop {
+            self.frames_received += 1;
             let more = frame.more();
             if self.frames.len() < MAX_FRAMES {
                 self.frames.push(Bytes::from(frame));
@@ -303,7 +316,6 @@ impl<W: Wake> Inner<W> {
             while let (false, Some(event)) = (more, transport.link_events.pop_front()) {
                 news = true;
                 match event {
-                    LinkEvent::Connected => {}
                     LinkEvent::Up => self.session.link_up(),
                     LinkEvent::Down => self.session.link_down(now),
                 }

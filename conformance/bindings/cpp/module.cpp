@@ -263,6 +263,8 @@ class Connection {
         settings.connect_timeout_ms = value.cast<int>();
       } else if (option == "request_timeout_ms") {
         settings.request_timeout_ms = value.cast<int>();
+      } else if (option == "max_message_bytes") {
+        settings.max_message_bytes = value.cast<long long>();
       } else if (option == "hold_off") {
         settings.hold_off = value.cast<bool>();
       } else {

@@ -116,6 +116,7 @@ fn connection_options(
         found = match name.extract::<String>()?.as_str() {
             "connect_timeout_ms" => found.connect_timeout_ms(value.extract()?),
             "request_timeout_ms" => found.request_timeout_ms(value.extract()?),
+            "max_message_bytes" => found.max_message_bytes(value.extract()?),
             "hold_off" => found.hold_off(value.extract()?),
             other => return Err(PyKeyError::new_err(format!("no option {other}"))),
         };
