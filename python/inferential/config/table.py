@@ -69,5 +69,7 @@ def renew(text: str) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m inferential.config.table PAGE.md")
     path = Path(sys.argv[1])
     path.write_text(renew(path.read_text(encoding="utf-8")), encoding="utf-8")
