@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from inferential.config.schema import RayConfig
@@ -46,13 +45,6 @@ def prepare_environment() -> None:
     """Sets the environment of Ray and Ray Serve where the user has not; call it before either is imported."""
     for name, value in _SERVE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # Where there is a token, clusters that are started ask for it, but not everybody who joins one gives it by himself. One that asks for
-    # none takes it too.
-    if (
-        "RAY_AUTH_TOKEN" in os.environ
-        or Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser().is_file()
-    ):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def join_or_start(config: RayConfig) -> bool:
