@@ -152,7 +152,7 @@ def defaults():
 def test_defaults(first, path, value):
     if path == "scheduling.options":
         return
-    if path.startswith("models.<id>") or first.startswith("models.<id>"):
+    if path.startswith("models.known.<id>") or first.startswith("models.known.<id>"):
         actual = getattr(ModelConfig(), path.rsplit(".", 1)[-1])
     elif path.startswith("clients.<id>"):
         actual = getattr(ClientConfig(), path.rsplit(".", 1)[-1])
@@ -180,4 +180,4 @@ def test_every_setting_of_scheduling_is_in_the_table():
             path = f"{section}.{name}"
             assert path in listed or any(p.startswith(path + ".") for p in listed), path
     for name in ModelConfig.model_fields:
-        assert f"models.<id>.{name}" in listed or name in listed, name
+        assert f"models.known.<id>.{name}" in listed or name in listed, name
