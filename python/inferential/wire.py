@@ -116,6 +116,11 @@ def _bad_tensor(key: str, request_id: int, what: str) -> WireError:
     return WireError(f"tensor {key!r}", what, request_id)
 
 
+def _is_picture(shape: Sequence[int]) -> bool:
+    """Whether it is (height, width, channels) of an image that may be sent."""
+    return len(shape) == 3 and shape[2] in (1, 3, 4) and all(1 <= n <= MAX_IMAGE_SIDE for n in shape)
+
+
 def _check_tensors(tensors: Iterable[Any], frame_sizes: Sequence[int], request_id: int) -> tuple[TensorSpec, ...]:
     """The checks of docs/protocol.md section 2, in its order."""
     specs: list[TensorSpec] = []
@@ -176,7 +181,7 @@ def _check_tensor(t: Any, frame_sizes: Sequence[int], seen: set[str], request_id
             )
     elif dtype is not DType.UINT8:
         raise _bad_tensor(key, request_id, f"dtype of a {encoding.name} image is UINT8, not {dtype.name}")
-    elif len(shape) != 3 or shape[2] not in (1, 3, 4) or not all(1 <= n <= MAX_IMAGE_SIDE for n in shape):
+    elif not _is_picture(shape):
         raise _bad_tensor(
             key,
             request_id,
@@ -279,8 +284,7 @@ def as_wire_array(key: str, value: Any) -> tuple[Array, DType]:
 
 def _check_encoded(key: str, image: EncodedImage) -> None:
     """Whether a peer would take it."""
-    height, width, channels = image.shape
-    if channels not in (1, 3, 4) or not (1 <= height <= MAX_IMAGE_SIDE and 1 <= width <= MAX_IMAGE_SIDE):
+    if not _is_picture(image.shape):
         raise ObservationError(
             f"tensor {key!r}: an image's shape is (height, width, channels) with sides of 1 to {MAX_IMAGE_SIDE} and 1, 3 or 4 channels, "
             f"not {image.shape}"
