@@ -26,6 +26,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from inferential.errors import ConfigError
+from inferential.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from inferential.replica import ModelThread
@@ -128,6 +129,7 @@ class _Servable:
         self._inferential_links = links
         # This process is the replica's. Looking through all that Ray and the model have loaded for cycles would stop it for 100 ms.
         gc.freeze()
+        keep_freed_memory()
         _normal_priority()
         links.start(lambda: _is_the_model(self))
 

@@ -90,6 +90,7 @@ async def made_by_serve(cls: type, monkeypatch: pytest.MonkeyPatch) -> tuple[Any
     monkeypatch.setattr(serving, "_replica_context", lambda: context)
     monkeypatch.setattr(serving, "_normal_priority", lambda: None)
     monkeypatch.setattr(serving.gc, "freeze", lambda: None)
+    monkeypatch.setattr(serving, "keep_freed_memory", lambda: got.update(keeps_memory=True))
     monkeypatch.setattr("inferential.replica.ReplicaLinks", Links)
     monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "n"))
     model = cls.__new__(cls)
@@ -115,6 +116,7 @@ def test_a_sync_model_is_warmed_up_in_its_thread_and_may_change_there(monkeypatc
         assert model.where == "inferential-model-0"
         assert got["max_batch_size"] == 7
         assert got["started"]
+        assert got["keeps_memory"]
         where = await asyncio.wrap_future(got["thread"].submit(lambda: threading.current_thread().name))
         assert where == model.where, "the links go on in that thread"
         got["thread"].close()
