@@ -193,6 +193,23 @@ def serialise(m: Any) -> bytes:
     return m.SerializeToString(deterministic=True)
 
 
+def varint(number: int) -> bytes:
+    return bytes([number]) if number < 128 else bytes([number % 128 + 128]) + varint(number // 128)
+
+
+def nested(number: int, content: bytes) -> bytes:
+    """A field that is a message."""
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def of_type(wire_types: dict[int, int]) -> bytes:
+    """Fields by their numbers: varint (0), 64 bits (1), bytes (2), group (3), 32 bits (5)."""
+    content = {0: b"\1", 1: b"\1" * 8, 2: b"\1x", 5: b"\1" * 4}
+    return b"".join(
+        varint(n << 3 | t) + (b"\x08\1" + varint(n << 3 | 4) if t == 3 else content[t]) for n, t in wire_types.items()
+    )
+
+
 def valid(name: str, message: str, fields: dict[str, Any] | None = None, frames: list[bytes] | None = None, *,
           envelope: bytes | None = None, note: str = "") -> Vector:  # fmt: skip
     full = {**DEFAULTS[message], **(fields or {})}
@@ -398,6 +415,16 @@ def valid_vectors() -> Iterable[Vector]:
     yield valid(
         "resp-unknown-fields", "ModelResponse", envelope=plain + unknown, note="fields of a later version are skipped"
     )
+    b = Layout()
+    tensor = b.add("actions", F32, [2, 2], data("body", 16))
+    timing = {**RESPONSE_DEFAULTS["timing"], "queue_ms": 1.5}
+    yield valid("resp-other-wire-types", "ModelResponse", {"tensors": [tensor], "timing": timing}, b.done(),
+                envelope=of_type({1: 0, 2: 5, 3: 2, 4: 1, 5: 2, 6: 0, 7: 3}) + plain
+                + nested(1, of_type({1: 1, 2: 3}))
+                + nested(4, serialise(pb.Tensor(**tensor)) + of_type({1: 0, 2: 2, 3: 5, 4: 2, 5: 1, 6: 5, 7: 3, 101: 1}))
+                + nested(105, serialise(pb.Timing(**timing)) + of_type({1: 0, 2: 2, 3: 1, 4: 2, 5: 0}))
+                + of_type({101: 2, 102: 5, 103: 0, 104: 2, 105: 0, 106: 1, 107: 3, 108: 2, 109: 5}),
+                note="a field of another wire type than its own is an unknown one")  # fmt: skip
 
 
 # --- malformed -------------------------------------------------------------------------------------------------------

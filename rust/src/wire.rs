@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 use prost::encoding::{self, DecodeContext, WireType};
-use prost::Message as _;
+use prost::{DecodeError, Message as _};
 
 use crate::observation::{Data, Fields};
 use crate::proto;
@@ -225,44 +225,85 @@ pub struct Incoming {
     pub timestamp_ns: u64,
 }
 
-impl Incoming {
-    /// Nothing but whom it answers.
-    fn unreadable(request_id: u64, reason: String) -> Incoming {
-        Incoming {
-            request_id,
-            model_id: String::new(),
-            status: Status::ModelError,
-            reason: Reason::None,
-            error: String::new(),
-            tensors: Err(reason),
-            metadata: HashMap::new(),
-            retry_after_ms: 0.0,
-            phase_shift_ms: 0.0,
-            timing: None,
-            inference_latency_ms: 0.0,
-            response_id: String::new(),
-            timestamp_ns: 0,
-        }
-    }
+/// A field of a message: its number, its wire type, and the fields within where it is a message.
+struct Field(u32, WireType, &'static [Field]);
+
+const fn varint(number: u32) -> Field {
+    Field(number, WireType::Varint, &[])
 }
 
-/// The request id in an envelope of another schema; 0 where there is none, or what is there is no protobuf.
-fn request_id_of(envelope: &[u8]) -> u64 {
-    const REQUEST_ID: u32 = 101;
-    let mut rest = envelope;
-    let mut request_id = 0;
+const fn float(number: u32) -> Field {
+    Field(number, WireType::ThirtyTwoBit, &[])
+}
+
+const fn bytes(number: u32) -> Field {
+    Field(number, WireType::LengthDelimited, &[])
+}
+
+const fn message(number: u32, fields: &'static [Field]) -> Field {
+    Field(number, WireType::LengthDelimited, fields)
+}
+
+const STRINGS: &[Field] = &[bytes(1), bytes(2)];
+const TENSOR: &[Field] =
+    &[bytes(1), varint(2), varint(3), bytes(3), varint(4), varint(5), varint(6), varint(7), varint(101)];
+const TIMING: &[Field] = &[float(1), float(2), float(3), varint(4), bytes(5)];
+/// Of `proto::ModelResponse`. Tensor 3, the shape, comes packed or one by one.
+const RESPONSE: &[Field] = &[
+    message(1, STRINGS),
+    bytes(2),
+    varint(3),
+    message(4, TENSOR),
+    float(5),
+    bytes(6),
+    message(7, STRINGS),
+    varint(101),
+    varint(102),
+    bytes(103),
+    float(104),
+    message(105, TIMING),
+    varint(106),
+    float(107),
+    varint(108),
+    varint(109),
+];
+
+/// Copies a message, less its fields of a wire type that is not theirs: protobuf has them skipped as unknown, prost refuses the message.
+fn copy_well_typed(fields: &[Field], from: &[u8], to: &mut Vec<u8>) -> Result<(), DecodeError> {
+    let mut rest = from;
     while !rest.is_empty() {
-        let Ok((tag, wire_type)) = encoding::decode_key(&mut rest) else { return 0 };
-        let read = if (tag, wire_type) == (REQUEST_ID, WireType::Varint) {
-            encoding::decode_varint(&mut rest).map(|id| request_id = id)
-        } else {
-            encoding::skip_field(wire_type, tag, &mut rest, DecodeContext::default())
-        };
-        if read.is_err() {
-            return 0;
+        let whole = rest;
+        let (number, wire_type) = encoding::decode_key(&mut rest)?;
+        let content = rest;
+        encoding::skip_field(wire_type, number, &mut rest, DecodeContext::default())?;
+        let known = || fields.iter().filter(|field| field.0 == number);
+        match known().find(|field| field.1 == wire_type) {
+            Some(Field(_, _, within @ [_, ..])) => {
+                let mut content = content.split_at(content.len() - rest.len()).0;
+                encoding::decode_varint(&mut content)?; // the length
+                let mut copy = Vec::with_capacity(content.len());
+                copy_well_typed(within, content, &mut copy)?;
+                encoding::encode_key(number, wire_type, to);
+                encoding::encode_varint(copy.len() as u64, to);
+                to.extend(copy);
+            }
+            None if known().next().is_some() => {}
+            _ => to.extend(whole.split_at(whole.len() - rest.len()).0),
         }
     }
-    request_id
+    Ok(())
+}
+
+/// Reads a reply's envelope as every protobuf parser does.
+///
+/// # Errors
+/// It is none.
+pub fn decode_envelope(envelope: &[u8]) -> Result<proto::ModelResponse, DecodeError> {
+    proto::ModelResponse::decode(envelope).or_else(|_| {
+        let mut copy = Vec::with_capacity(envelope.len());
+        copy_well_typed(RESPONSE, envelope, &mut copy)?;
+        proto::ModelResponse::decode(copy.as_slice())
+    })
 }
 
 /// Reads a reply: frames are `["", envelope, payload 0, ...]`.
@@ -276,15 +317,7 @@ pub fn decode_reply(frames: &[Bytes]) -> Result<Incoming, String> {
     if !delimiter.is_empty() {
         return Err("the first frame is not empty".to_owned());
     }
-    let message = match proto::ModelResponse::decode(envelope.as_ref()) {
-        Ok(message) => message,
-        Err(error) => {
-            let reason = format!("envelope: {error}");
-            // A protobuf all the same, though of another schema: others read the rest of it.
-            let request_id = if reason.contains("invalid wire type") { request_id_of(envelope) } else { 0 };
-            return if request_id == 0 { Err(reason) } else { Ok(Incoming::unreadable(request_id, reason)) };
-        }
-    };
+    let message = decode_envelope(envelope).map_err(|error| format!("envelope: {error}"))?;
     // Even a reply without tensors has a payload frame.
     let tensors = match decode_tensors(message.tensors, payloads) {
         Ok(_) if payloads.is_empty() => Err("the reply has no payload frame".to_owned()),
@@ -379,4 +412,106 @@ fn decode_tensor(key: &str, tensor: proto::Tensor, payloads: &[Bytes]) -> Result
         .collect::<Result<Vec<usize>, String>>()?;
     let data = frame.slice(offset..offset + length);
     Ok(Tensor::new(dtype, shape, encoding, data)?.with_timestamp_ns(tensor.timestamp_ns))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// The wire types of the fields of a message and of those within, by their numbers' path.
+    fn flat(fields: &[Field], path: &str, into: &mut BTreeMap<String, Vec<WireType>>) {
+        for Field(number, wire_type, within) in fields {
+            let path = format!("{path}.{number}");
+            into.entry(path.clone()).or_default().push(*wire_type);
+            flat(within, &path, into);
+        }
+    }
+
+    #[test]
+    fn the_fields_are_those_of_the_schema() {
+        let include = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../proto");
+        let files = protox::compile(["inferential/v1/inferential.proto"], [&include]).expect("the schema compiles");
+        let mut messages = HashMap::new();
+        for message in files.file.iter().flat_map(|file| &file.message_type) {
+            for entry in &message.nested_type {
+                messages.insert(format!(".inferential.v1.{}.{}", message.name(), entry.name()), &entry.field);
+            }
+            messages.insert(format!(".inferential.v1.{}", message.name()), &message.field);
+        }
+        let mut expected = BTreeMap::new();
+        let mut open = vec![(".inferential.v1.ModelResponse".to_owned(), String::new())];
+        while let Some((name, path)) = open.pop() {
+            for field in messages[&name] {
+                let path = format!("{path}.{}", field.number());
+                let wire_types = match field.r#type().as_str_name() {
+                    "TYPE_STRING" | "TYPE_BYTES" => vec![WireType::LengthDelimited],
+                    "TYPE_FLOAT" => vec![WireType::ThirtyTwoBit],
+                    "TYPE_MESSAGE" => {
+                        open.push((field.type_name().to_owned(), path.clone()));
+                        vec![WireType::LengthDelimited]
+                    }
+                    _ if field.label().as_str_name() == "LABEL_REPEATED" => {
+                        vec![WireType::Varint, WireType::LengthDelimited]
+                    }
+                    "TYPE_INT64" | "TYPE_UINT64" | "TYPE_UINT32" | "TYPE_ENUM" => vec![WireType::Varint],
+                    other => panic!("{path} is {other}"),
+                };
+                expected.insert(path, wire_types);
+            }
+        }
+        let mut found = BTreeMap::new();
+        flat(RESPONSE, "", &mut found);
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn fields_of_another_wire_type_are_unknown() {
+        let tensor =
+            proto::Tensor { key: "x".to_owned(), dtype: 2, shape: vec![1], byte_length: 4, ..Default::default() };
+        let mut message = proto::ModelResponse {
+            client: Some(proto::Client { id: "a".to_owned(), r#type: "b".to_owned() }),
+            model_id: "policy".to_owned(),
+            request_id: 7,
+            timing: Some(proto::Timing { server_ms: 1.5, ..Default::default() }),
+            tensors: vec![tensor],
+            ..Default::default()
+        };
+        message.metadata.insert("plan".to_owned(), "pick".to_owned());
+        let plain = message.encode_to_vec();
+
+        // A field of each kind that is none of its own, in the whole and in each message within.
+        let strangers = |fields: &[Field]| {
+            let mut strangers = Vec::new();
+            for Field(number, wire_type, _) in fields {
+                let (other, content): (_, &[u8]) = match wire_type {
+                    WireType::SixtyFourBit => unreachable!(),
+                    _ if *number % 2 == 0 => (WireType::SixtyFourBit, &[1; 8]),
+                    // A group with a number in it.
+                    _ => (WireType::StartGroup, &[0x08, 0x01]),
+                };
+                encoding::encode_key(*number, other, &mut strangers);
+                strangers.extend(content);
+                if other == WireType::StartGroup {
+                    encoding::encode_key(*number, WireType::EndGroup, &mut strangers);
+                }
+            }
+            strangers
+        };
+        let mut envelope = strangers(RESPONSE);
+        envelope.extend(&plain);
+        for Field(number, _, within) in RESPONSE.iter().filter(|field| matches!(field.0, 1 | 105)) {
+            let inside = strangers(within);
+            encoding::encode_key(*number, WireType::LengthDelimited, &mut envelope);
+            encoding::encode_varint(inside.len() as u64, &mut envelope);
+            envelope.extend(inside);
+        }
+        assert!(proto::ModelResponse::decode(envelope.as_slice()).is_err(), "should prost skip them, all this can go");
+        assert_eq!(decode_envelope(&envelope).unwrap(), message);
+        assert!(decode_envelope(&envelope[..envelope.len() - 1]).is_err());
+        let mut not_utf8 = envelope.clone();
+        not_utf8.extend([0x32, 0x01, 0xff]);
+        assert!(decode_envelope(&not_utf8).is_err());
+    }
 }

@@ -130,7 +130,7 @@ fn valid_replies() {
     for vector in vectors().iter().filter(|vector| vector.valid && vector.message == "ModelResponse") {
         let name = &vector.name;
         let reply = wire::decode_reply(&reply_frames(vector)).unwrap_or_else(|error| panic!("{name}: {error}"));
-        let message = proto::ModelResponse::decode(vector.envelope.clone()).unwrap();
+        let message = wire::decode_envelope(&vector.envelope).unwrap();
         let tensors = reply.tensors.as_ref().unwrap_or_else(|error| panic!("{name}: {error}"));
         check_bytes(name, tensors, &message.tensors, &vector.payloads);
         assert_eq!(tensor_lines(tensors, &message.tensors), lines(&vector.text, "tensor"), "{name}");

@@ -494,7 +494,7 @@ fn a_reply_without_a_payload_frame_ends_its_request_as_model_error() {
 }
 
 #[test]
-fn a_reply_that_breaks_the_schema_ends_its_request_as_model_error() {
+fn a_field_of_another_wire_type_is_skipped() {
     let mut bench = Bench::new();
     let id = bench.observe();
     let mut envelope = response(id, Status::Ok).encode_to_vec();
@@ -502,13 +502,11 @@ fn a_reply_that_breaks_the_schema_ends_its_request_as_model_error() {
     envelope.extend(timestamp_as_bytes);
     let frames = |envelope: &[u8]| [Bytes::new(), Bytes::copy_from_slice(envelope), Bytes::new()];
     bench.session.on_message(bench.now, &frames(&envelope[..envelope.len() - 1]));
-    bench.session.on_message(bench.now, &frames(timestamp_as_bytes));
-    assert_eq!(bench.counters().bad_replies, 2, "cut off, and without an id");
+    assert_eq!(bench.counters().bad_replies, 1, "cut off");
     bench.session.on_message(bench.now, &frames(&envelope));
     let Taken::Some(reply) = bench.session.take_next(bench.model) else { panic!() };
-    assert_eq!((reply.request_id, reply.status, reply.local), (id, Status::ModelError, true));
-    assert!(reply.error.contains("envelope") && reply.error.contains("timestamp_ns"), "{}", reply.error);
-    assert_eq!((bench.counters().not_ok, bench.counters().bad_replies), (1, 2));
+    assert_eq!((reply.request_id, reply.status, reply.local), (id, Status::Ok, false));
+    assert_eq!((bench.counters().ok, bench.counters().bad_replies), (1, 1));
 }
 
 #[test]
