@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <string>
 
 #include "inferential/client.hpp"
 
@@ -37,7 +38,12 @@ int main(int argc, char** argv) {
     }
 
     const auto action = model.act(15.0);
-    if (action.source == inferential::Source::Fresh) ++fresh;
+    if (action.error) {
+      std::fprintf(stderr, "%s, %.1f ms old: %s\n", std::string(to_string(action.source)).c_str(), action.age_ms,
+                   action.error->message.c_str());
+    } else {
+      ++fresh;
+    }
     const auto command = action["actions"].as<float>();
     for (std::size_t i = 0; i < command.size() && i < joints.size(); ++i) joints[i] += 0.02f * command[i];
 

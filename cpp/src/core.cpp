@@ -23,9 +23,6 @@ std::string check_name(std::string_view what, std::string_view name) {
 // without one. If it finds the link broken it looks at once.
 constexpr Time look_every = std::chrono::microseconds(100);
 
-// Where so much is read that the queue may have been full, more may have come than it held. ZMQ reads that within this.
-constexpr Time refill = std::chrono::milliseconds(100);
-
 Error ended_error(const char* what, const Message& reply) {
   std::string text(what);
   text.append(" ended ").append(to_string(reply.status));
@@ -214,6 +211,8 @@ Error Core::closed_error() const {
       inherited_ ? "the connection was made before a fork: each process makes its own" : "the connection is closed"};
 }
 
+Error Core::no_timeout() { return {ErrorCode::InvalidArgument, std::nullopt, "timeout_ms is NaN, must be a number"}; }
+
 Error Core::nothing_outstanding() const {
   if (!closed_) return {ErrorCode::NothingOutstanding, std::nullopt, "nothing of this model is outstanding"};
   auto error = closed_error();
@@ -274,16 +273,13 @@ void Core::pump(Time now, Reading reading) {
   }
   link_events_.clear();
   while (const auto event = transport_.next_link_event(now)) link_events_.push_back(*event);
-  int read = 0;
   while (auto received = transport_.receive(*pool_)) {
-    ++read;
     // Not the time of the call: what comes meanwhile came later.
     session_.receive(std::move(received->message), received->framed, Core::now());
     // To find out that there is no more costs system calls. But replies of a v1 server carry no id: one that is left
     // would be taken for the answer to the next request.
     if (reading == Reading::Awaited && link_events_.empty() && tells_ids() && !session_.next_expiry()) break;
   }
-  if (read >= std::max(options_.receive_queue_messages / 2, 2)) behind_until_ = Core::now() + refill;
   for (const auto event : link_events_) {
     const auto before = session_.link_state();
     if (event == Transport::LinkEvent::Up) {
@@ -294,7 +290,7 @@ void Core::pump(Time now, Reading reading) {
     note_link(before);
   }
   if (reading != Reading::Known) {
-    if (now >= behind_until_) session_.expire(now);  // what came in time is read by then, however late
+    session_.expire(now);  // what came in time is read by then, however late
     transport_.revive(now);
   }
   if (session_.take_v1_notice()) {
@@ -305,7 +301,7 @@ void Core::pump(Time now, Reading reading) {
 }
 
 void Core::wait(Time now, Time deadline) {
-  if (const auto expiry = session_.next_expiry()) deadline = std::min(deadline, std::max(*expiry, behind_until_));
+  if (const auto expiry = session_.next_expiry()) deadline = std::min(deadline, *expiry);
   if (const auto revival = transport_.revival_due()) deadline = std::min(deadline, *revival);
   transport_.wait(deadline - now);
 }
@@ -322,6 +318,7 @@ Session::Taken Core::await(Session::ModelIndex model, Session::Taken (Session::*
 }
 
 Result<MessageRef> Core::await_result(Session::ModelIndex model, double timeout_ms) {
+  if (std::isnan(timeout_ms)) return no_timeout();
   const Time start = now();
   const Time deadline = deadline_after(start, timeout_ms);
   auto taken = await(model, &Session::take_result, deadline);
@@ -341,6 +338,7 @@ Result<MessageRef> Core::await_result(Session::ModelIndex model, double timeout_
 }
 
 Result<MessageRef> Core::await_next(Session::ModelIndex model, double timeout_ms) {
+  if (std::isnan(timeout_ms)) return no_timeout();
   auto taken = await(model, &Session::take_next, deadline_after(now(), timeout_ms));
   if (taken.outcome == Session::Taken::Outcome::Reply) return std::move(taken.message);
   if (taken.outcome == Session::Taken::Outcome::Wait) {
@@ -439,6 +437,7 @@ bool Core::cancel(Session::ModelIndex model, std::uint64_t request_id) {
 
 Result<MessageRef> Core::ping(double timeout_ms) {
   if (closed_) return closed_error();
+  if (std::isnan(timeout_ms)) return no_timeout();
   const Time deadline = deadline_after(now(), timeout_ms);
   await_first_handshake(timeout_ms);
   if (session_.server() == Session::Server::V1) {

@@ -103,6 +103,7 @@ class Core {
   void close() noexcept;
   Error closed_error() const;
   Error nothing_outstanding() const;
+  static Error no_timeout();
   Error not_sent_error(std::uint64_t request_id = 0) const;
   void await_first_handshake(double timeout_ms);
   bool tells_ids() const noexcept { return session_.server() == Session::Server::V2; }
@@ -128,7 +129,6 @@ class Core {
   bool inherited_ = false;  // by a fork
   bool waited_for_handshake_ = false;
   Time looked_at_{0};
-  Time behind_until_{0};  // until then more may have come in time than has been read
   std::vector<std::unique_ptr<Draft>> drafts_;
   bool link_changed_ = false;  // in this call
   // Not reported yet. Whoever reports goes on until there is none, others leave theirs to it: so they come in order.

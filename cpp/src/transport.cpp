@@ -27,6 +27,10 @@ constexpr int connect_attempt_ms = 1000;
 // look-up of a name may take longer.
 constexpr Time connect_anew_after = std::chrono::seconds(3);
 
+// As many as a model's inbox holds. Once they are full ZMQ reads no more, not even the answers to its heartbeats, and
+// gives the link up.
+constexpr int receive_queue_messages = 65'536;
+
 constexpr const char* monitor_endpoint = "inproc://link";  // unique within the socket's own context
 
 std::string check_options(const ConnectionOptions& options) {
@@ -45,9 +49,6 @@ std::string check_options(const ConnectionOptions& options) {
   }
   if (options.linger_ms < 0 || options.linger_ms > 10'000) return number("linger_ms", options.linger_ms, "0 to 10000");
   if (options.send_queue_messages < 1) return number("send_queue_messages", options.send_queue_messages, "1 or more");
-  if (options.receive_queue_messages < 1) {
-    return number("receive_queue_messages", options.receive_queue_messages, "1 or more");
-  }
   if (options.max_message_bytes < 1) return number("max_message_bytes", options.max_message_bytes, "1 or more");
   if (options.inbox_replies < 1) return number("inbox_replies", 0, "1 or more");
   return {};
@@ -139,7 +140,7 @@ bool Transport::open(const std::string& endpoint, const ConnectionOptions& optio
       endpoint.find('[') != std::string::npos;  // else a name may resolve to ::1, where no v4 server listens
   const bool configured =
       set(ZMQ_IMMEDIATE, 1) && set(ZMQ_SNDHWM, options.send_queue_messages) &&
-      set(ZMQ_RCVHWM, options.receive_queue_messages) && set(ZMQ_LINGER, options.linger_ms) &&
+      set(ZMQ_RCVHWM, receive_queue_messages) && set(ZMQ_LINGER, options.linger_ms) &&
       set(ZMQ_HEARTBEAT_IVL, options.heartbeat_interval_ms) && set(ZMQ_HEARTBEAT_TIMEOUT, heartbeat_timeout_ms) &&
       set(ZMQ_HEARTBEAT_TTL, heartbeat_timeout_ms) && set(ZMQ_RECONNECT_IVL, options.reconnect_interval_ms) &&
       set(ZMQ_RECONNECT_IVL_MAX, options.reconnect_interval_max_ms) && set(ZMQ_CONNECT_TIMEOUT, connect_attempt_ms) &&

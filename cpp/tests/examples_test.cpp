@@ -33,9 +33,9 @@ std::pair<int, std::string> run(const std::string& command) {
   return {pclose(pipe), output};
 }
 
-/// N of the line "N of M actions were fresh".
+/// N of the last line, "N of M actions were fresh".
 int fresh_of(const std::string& output) {
-  const auto end = output.find(" of ");
+  const auto end = output.rfind(" of ");
   const auto start = output.rfind('\n', end);
   return end == std::string::npos ? -1 : std::stoi(output.substr(start == std::string::npos ? 0 : start + 1));
 }
@@ -73,6 +73,7 @@ TEST(ControlLoop, FallsBackWithoutAServer) {
   const auto [status, output] = run("'" + control_loop + "' " + endpoint + " policy 5");
   EXPECT_EQ(status, 0) << output;
   EXPECT_EQ(fresh_of(output), 0) << output;
+  EXPECT_NE(output.find("ZERO, 0.0 ms old: nothing of this model is outstanding"), std::string::npos) << output;
 }
 
 TEST(ControlLoop, SaysWhatIsWrongWithItsArguments) {

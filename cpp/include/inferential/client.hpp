@@ -113,7 +113,7 @@ class Model {
 
   [[nodiscard]] INFERENTIAL_API Observation observe() noexcept;
 
-  // Timeouts are in ms and may be fractions; what is not above 0 only looks.
+  // Timeouts are in ms and may be fractions. One below 0 is as 0: it only looks. NaN is an InvalidArgument.
 
   /// For control loops: the first OK reply newer than the last one delivered for its slot. Without one, the
   /// error says why: TimedOut (everything of this model outstanding was abandoned; not with timeout 0),
@@ -178,10 +178,11 @@ class Connection {
 
   /// Reads what has arrived, then tells. While another thread is in a call: the state as last seen.
   INFERENTIAL_API LinkState link_state() noexcept;
-  /// Waits for the link to be up; false when it is not by then.
+  /// Waits for the link to be up; false when it is not by then. A timeout not above 0, or NaN, only looks.
   INFERENTIAL_API bool wait_until_up(double timeout_ms) noexcept;
 
-  /// A PING's reply: metadata `model:<id>` = `ready` | `not ready`, `server`, `protocol`.
+  /// A PING's reply: metadata `model:<id>` = `ready` | `not ready`, `server`, `protocol`. The timeout is as
+  /// those of a Model.
   [[nodiscard]] INFERENTIAL_API Result<Reply> ping(double timeout_ms = 1000) noexcept;
 
   /// ConcurrentUse while another thread is in a call.

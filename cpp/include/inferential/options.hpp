@@ -27,9 +27,6 @@ struct ConnectionOptions {
   /// How long closing may wait for what is still queued to leave.
   int linger_ms = 200;
   int send_queue_messages = 1000;
-  /// As many as a model's inbox holds: once they are full ZMQ reads no more, not even the answers to its heartbeats,
-  /// and gives the link up.
-  int receive_queue_messages = 65536;
   /// Larger messages are refused here, before a server would drop the connection for them.
   std::int64_t max_message_bytes = 256LL * 1024 * 1024;
   /// Tensors of at least this size travel as frames of their own, once the server is known to speak v2.
