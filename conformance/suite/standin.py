@@ -32,7 +32,7 @@ class Received:
 class StandIn:
     """Used by one thread. Receives only when told, so nothing is answered but by the case."""
 
-    def __init__(self, port: int = 0, host: str = "127.0.0.1") -> None:
+    def __init__(self, port: int = 0, host: str = "127.0.0.1", bind: str = "") -> None:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.linger = 0
@@ -41,9 +41,9 @@ class StandIn:
         self._socket.router_handover = True
         # A port of the system's choosing is none that it gives to outgoing connections as long as it has others.
         self._socket.ipv6 = host.startswith("[")
-        self._socket.bind(f"tcp://{host}:{port or '*'}")
+        self._socket.bind(bind or f"tcp://{host}:{port or '*'}")
         self.address = self._socket.last_endpoint.decode()
-        self.port = int(self.address.rpartition(":")[2])
+        self.port = 0 if bind else int(self.address.rpartition(":")[2])
 
     def receive(self, timeout_s: float = 20.0) -> Received:
         """The next message."""

@@ -34,16 +34,20 @@ def time_of_closing(connection: Connection) -> float:
     return time.monotonic() - begin
 
 
+def greet(connection: Connection, stand_in: StandIn) -> None:
+    """One observation there and its answer back."""
+    connection.wait_for_link("up")
+    model = connection.model("policy")
+    model.send({"x": f32(1)})
+    stand_in.answer(stand_in.receive())
+    assert model.ok().request_id == 1
+
+
 def test_an_address_of_ipv6(client: Client) -> None:
     if not pathlib.Path("/proc/net/if_inet6").exists() or "lo" not in pathlib.Path("/proc/net/if_inet6").read_text():
         pytest.skip("this machine has no IPv6 on loopback")
     with StandIn(host="[::1]") as there:
-        connection = client.connect(there.address)
-        connection.wait_for_link("up")
-        model = connection.model("policy")
-        model.send({"x": f32(1)})
-        there.answer(there.receive())
-        assert model.ok().request_id == 1
+        greet(client.connect(there.address), there)
 
 
 def test_no_server_ever(client: Client, nowhere: str) -> None:
@@ -85,13 +89,36 @@ def test_ping_waits_for_the_first_handshake_within_its_own_timeout(client: Clien
     assert 0.09 <= time.monotonic() - begin < 10
 
 
-def test_an_address_without_scheme(client: Client, stand_in: StandIn) -> None:
-    connection = client.connect(f"127.0.0.1:{stand_in.port}")
-    connection.wait_for_link("up")
-    model = connection.model("policy")
-    model.send()
-    stand_in.answer(stand_in.receive())
-    model.ok()
+@pytest.mark.parametrize("form", ["127.0.0.1:{port}", "\t tcp://127.0.0.1:000{port}\r\n", "localhost:{port}"])
+def test_an_address_of_tcp(client: Client, stand_in: StandIn, form: str) -> None:
+    greet(client.connect(form.format(port=stand_in.port)), stand_in)
+
+
+def test_an_address_of_ipc(client: Client, tmp_path: pathlib.Path) -> None:
+    with StandIn(bind=f"ipc://{tmp_path}/s") as there:
+        greet(client.connect(there.address), there)
+
+
+# The SDKs' own tests have more of them.
+@pytest.mark.parametrize(
+    "address",
+    ["", "localhost", "localhost:0", "localhost:65536", "localhost:5555x", "localhost:\u0665", ":5555", "*:5555", "a b:5555",
+     "::1:5555", "[]:5555", "[1:2]:5555", "[127.0.0.1]:5555", "localhost:5555:6", "lo:0;localhost:5555", "ipc://",
+     "TCP://localhost:5555", "udp://localhost:5555", "inproc://x"],
+)  # fmt: skip
+def test_an_address_that_can_never_connect_is_refused(client: Client, address: str) -> None:
+    with pytest.raises(CallError) as e:
+        client.connect(address)
+    assert e.value.code == "argument"
+    assert address in e.value.message
+    words = "must be tcp://HOST:PORT, with a port of 1 to 65535 and an IPv6 address in brackets, or ipc://PATH"
+    assert words in e.value.message
+
+
+def test_a_path_of_ipc_that_the_system_does_not_have_is_refused(client: Client) -> None:
+    with pytest.raises(CallError) as e:
+        client.connect(f"ipc:///{'x' * 200}")
+    assert e.value.code == "argument"
 
 
 def test_the_first_send_waits_for_the_handshake(client: Client, stand_in: StandIn) -> None:

@@ -14,7 +14,10 @@
 #include <time.h>
 #endif
 #if defined(__unix__) || defined(__APPLE__)
+#include <arpa/inet.h>
 #include <pthread.h>
+#elif defined(_WIN32)
+#include <ws2tcpip.h>
 #endif
 
 namespace inferential {
@@ -89,26 +92,54 @@ std::atomic<unsigned> forks{0};
     pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1, std::memory_order_relaxed); });
 #endif
 
-std::string quoted(std::string_view text) { return "'" + std::string(text) + "'"; }
+std::string bad_address(std::string_view address) {
+  return "address '" + std::string(address) +
+         "' must be tcp://HOST:PORT, with a port of 1 to 65535 and an IPv6 address in brackets, or ipc://PATH";
+}
+
+bool starts_with(std::string_view text, std::string_view start) { return text.substr(0, start.size()) == start; }
+
+// As ZMQ and name servers know them, whatever the locale.
+bool is_name(std::string_view text) {
+  constexpr std::string_view allowed = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz._-";
+  return !text.empty() && text.find_first_not_of(allowed) == text.npos &&
+         std::string_view("._-").find(text[0]) == text.npos;
+}
+
+bool is_ipv6(std::string_view text) {
+  const auto percent = text.find('%');
+  in6_addr parsed{};
+  return inet_pton(AF_INET6, std::string(text.substr(0, percent)).c_str(), &parsed) == 1 &&
+         text.find('\0') == text.npos && (percent == text.npos || is_name(text.substr(percent + 1)));
+}
+
+// "HOST:PORT" with the port's leading zeros gone; empty where it is none.
+std::string host_and_port(std::string_view text) {
+  const auto colon = text.rfind(':');
+  if (colon == text.npos) return {};
+  const auto host = text.substr(0, colon);
+  const auto port = text.substr(colon + 1);
+  const bool bracketed = host.size() > 2 && host.front() == '[' && host.back() == ']';
+  if (!(bracketed ? is_ipv6(host.substr(1, host.size() - 2)) : is_name(host))) return {};
+  if (port.empty() || port.find_first_not_of("0123456789") != port.npos) return {};
+  int number = 0;
+  for (const char digit : port) number = std::min(10 * number + (digit - '0'), 65'536);
+  if (number < 1 || number > 65'535) return {};
+  return std::string(host) + ":" + std::to_string(number);
+}
 
 }  // namespace
 
 std::string normalize_address(std::string_view address, std::string& error) {
-  std::string endpoint(address);
-  if (endpoint.find("://") == std::string::npos) endpoint.insert(0, "tcp://");
-  if (endpoint.compare(0, 6, "tcp://") != 0) return endpoint;  // ZMQ knows the others best
+  constexpr std::string_view blank = " \t\r\n";
+  const auto start = std::min(address.find_first_not_of(blank), address.size());
+  const auto text = address.substr(start, address.find_last_not_of(blank) + 1 - start);
+  if (starts_with(text, "ipc://") && text.size() > 6 && text.find('\0') == text.npos) return std::string(text);
 
-  const auto colon = endpoint.rfind(':');
-  const std::string port = endpoint.substr(colon + 1);
-  const bool digits = !port.empty() && port.size() <= 5 && port.find_first_not_of("0123456789") == std::string::npos;
-  const bool bracketed = endpoint.size() > 6 && endpoint[6] == '[' && endpoint.find(']') == colon - 1;
-  const bool one_colon = endpoint.find(':', 6) == colon;
-  if (colon <= 6 || !digits || std::stoi(port) < 1 || std::stoi(port) > 65535 || !(one_colon || bracketed)) {
-    error = "address " + quoted(address) + " must be host:port, with a port of 1 to 65535 ([address]:port for IPv6)";
-  } else if (endpoint[6] == '*') {
-    error = "address " + quoted(address) + " names no host: '*' is for servers";
-  }
-  return endpoint;
+  const auto endpoint = host_and_port(text.substr(starts_with(text, "tcp://") ? 6 : 0));
+  if (!endpoint.empty()) return "tcp://" + endpoint;
+  error = bad_address(address);
+  return {};
 }
 
 Transport::Transport(std::string_view address, const ConnectionOptions& options)
@@ -161,7 +192,7 @@ bool Transport::open(const std::string& endpoint, const ConnectionOptions& optio
   zmq_setsockopt(monitor_, ZMQ_LINGER, &unlimited, sizeof unlimited);
   if (zmq_connect(monitor_, monitor_endpoint) != 0) return fail("cannot monitor the socket");
   endpoint_ = endpoint;
-  if (zmq_connect(socket_, endpoint_.c_str()) != 0) return fail("cannot connect to " + quoted(endpoint));
+  if (zmq_connect(socket_, endpoint_.c_str()) != 0) return fail(bad_address(endpoint));
 #if defined(__linux__)
   std::size_t size = sizeof socket_fd_;
   return (zmq_getsockopt(socket_, ZMQ_FD, &socket_fd_, &size) == 0 &&

@@ -78,7 +78,7 @@ class Transport {
   std::string error_;
 };
 
-/// "tcp://" where no scheme is given. Sets the error where the address cannot be one.
+/// As ZMQ wants it: with the scheme, without blanks around. Sets the error where the address cannot be one.
 std::string normalize_address(std::string_view address, std::string& error);
 
 }  // namespace inferential

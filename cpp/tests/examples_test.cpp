@@ -79,7 +79,7 @@ TEST(ControlLoop, FallsBackWithoutAServer) {
 TEST(ControlLoop, SaysWhatIsWrongWithItsArguments) {
   const auto [status, output] = run("'" + control_loop + "' localhost");
   EXPECT_NE(status, 0);
-  EXPECT_NE(output.find("must be host:port"), std::string::npos) << output;
+  EXPECT_NE(output.find("must be tcp://HOST:PORT"), std::string::npos) << output;
 }
 
 TEST(Documentation, PrintsTheseExamples) {

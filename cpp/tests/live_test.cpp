@@ -772,11 +772,12 @@ TEST(LiveLink, BadSettingsShowInTheFirstSendOrAtOnce) {
     EXPECT_EQ(opened.error().message, sent.error().message);
     return sent.error().message;
   };
-  for (const auto* address :
-       {"", "localhost", "tcp://localhost", "localhost:0", "localhost:65536", "localhost:5555x", ":5555",
-        "tcp://*:5555", "::1:5555", "udp://localhost:5555", "nonsense://x", "localhost:-1"}) {
-    EXPECT_NE(message_of(address, "a", {}).find(address), std::string::npos) << address;
-  }
+  EXPECT_EQ(
+      message_of("localhost", "a", {}),
+      "address 'localhost' must be tcp://HOST:PORT, with a port of 1 to 65535 and an IPv6 address in brackets, or "
+      "ipc://PATH");
+  const auto too_long = "ipc:///" + std::string(200, 'x');  // for the system, as ZMQ says
+  EXPECT_NE(message_of(too_long, "a", {}).find("address '" + too_long + "' must be"), std::string::npos);
   EXPECT_NE(message_of("localhost:5555", "", {}).find("client_id"), std::string::npos);
   EXPECT_NE(message_of("localhost:5555", "\xFF", {}).find("UTF-8"), std::string::npos);
   ConnectionOptions options;

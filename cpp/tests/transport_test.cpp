@@ -8,6 +8,8 @@
 
 #include <cerrno>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -52,6 +54,86 @@ bool send(std::size_t attempt, int error, std::size_t times = 1) {
   payload.emplace_back(1);
   payload.emplace_back(2);
   return transport.send(envelope, payload);
+}
+
+std::string normalized(std::string_view address) {
+  std::string error;
+  const auto endpoint = normalize_address(address, error);
+  EXPECT_EQ(endpoint.empty(), !error.empty()) << address;
+  return endpoint + error;
+}
+
+TEST(Address, IsMadeWhatZmqWants) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"tcp://localhost:5555", "tcp://localhost:5555"},
+      {" 10.0.0.1:65535 ", "tcp://10.0.0.1:65535"},
+      {"\t tcp://my-robot_2.local:0005555\r\n", "tcp://my-robot_2.local:5555"},
+      {"[::1]:5555", "tcp://[::1]:5555"},
+      {"tcp://[fe80::1%eth0]:05555", "tcp://[fe80::1%eth0]:5555"},
+      {"[::ffff:10.0.0.2]:5555", "tcp://[::ffff:10.0.0.2]:5555"},
+      {" ipc:///run/inferential ", "ipc:///run/inferential"},
+      {"ipc://@abstract", "ipc://@abstract"},
+  };
+  for (const auto& [given, means] : cases) EXPECT_EQ(normalized(given), means) << given;
+}
+
+// As in the tests of the other SDKs.
+TEST(Address, ThatCanNeverConnectIsRefused) {
+  using namespace std::string_view_literals;
+  for (const auto address : {""sv,
+                             " "sv,
+                             "localhost"sv,
+                             "tcp://localhost"sv,
+                             "localhost:"sv,
+                             "localhost:0"sv,
+                             "localhost:00"sv,
+                             "localhost:65536"sv,
+                             "host:99999999999"sv,
+                             "host:5555x"sv,
+                             "host:5555/x"sv,
+                             "host:-1"sv,
+                             "host:+5"sv,
+                             "host: 5555"sv,
+                             "host:\u0665"sv,
+                             "host:5555:6"sv,
+                             "10.0.0.2:5555:6"sv,
+                             ":5555"sv,
+                             "tcp://:5555"sv,
+                             "*:5555"sv,
+                             "tcp://*:5555"sv,
+                             "a b:5555"sv,
+                             "\u00fc:5555"sv,
+                             "_a:5555"sv,
+                             "host/x:5555"sv,
+                             "host\0:5555"sv,
+                             "::1:5555"sv,
+                             "[::1]"sv,
+                             "[::1:5555"sv,
+                             "::1]:5555"sv,
+                             "[::1]x:5555"sv,
+                             "[]:5555"sv,
+                             "[[::1]]:5555"sv,
+                             "[1:2]:5555"sv,
+                             "[127.0.0.1]:5555"sv,
+                             "[::1%]:5555"sv,
+                             "[::1%e h]:5555"sv,
+                             "[%eth0]:5555"sv,
+                             "[::1\0]:5555"sv,
+                             "lo:0;host:5555"sv,
+                             "a;b:5555"sv,
+
+                             "ipc://"sv,
+                             "ipc://a\0b"sv,
+                             "TCP://host:5555"sv,
+                             "udp://host:5555"sv,
+                             "inproc://x"sv,
+                             "http://host:80/x"sv,
+                             "://host:5555"sv,
+                             "tcp:host:5555"sv}) {
+    EXPECT_EQ(normalized(address), "address '" + std::string(address) +
+                                       "' must be tcp://HOST:PORT, with a port of 1 to 65535 and an IPv6 address in "
+                                       "brackets, or ipc://PATH");
+  }
 }
 
 TEST(Transport, AFullQueueTakesNothing) {

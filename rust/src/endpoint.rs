@@ -118,7 +118,8 @@ struct Transport {
 }
 
 impl Transport {
-    fn open(options: &ConnectionOptions, endpoint: &str) -> io::Result<Transport> {
+    /// None where libzmq does not take the address.
+    fn open(options: &ConnectionOptions, endpoint: &str) -> io::Result<Option<Transport>> {
         let context = Context::new()?;
         let socket = context.socket(SocketKind::Dealer)?;
         let int = |value: u32| i32::try_from(value).unwrap_or(i32::MAX);
@@ -140,10 +141,12 @@ impl Transport {
         }
         socket.set_max_message_bytes(i64::try_from(options.max_message_bytes).unwrap_or(i64::MAX))?;
         let monitor = socket.monitor(&context)?;
-        socket.connect(endpoint)?;
+        if socket.connect(endpoint).is_err() {
+            return Ok(None);
+        }
         let descriptors = Arc::new(Descriptors { socket: socket.descriptor()?, monitor: monitor.descriptor()? });
         let (link_events, frames, parts) = (VecDeque::new(), Vec::new(), Vec::new());
-        Ok(Transport {
+        Ok(Some(Transport {
             socket,
             endpoint: endpoint.to_owned(),
             not_up_since: None,
@@ -154,7 +157,7 @@ impl Transport {
             link_events,
             frames,
             parts,
-        })
+        }))
     }
 
     /// Takes note of what has arrived, and reads the link events of that moment: to be heeded after all messages, as those that
@@ -387,7 +390,8 @@ impl<W: Wake> Endpoint<W> {
         let connect_timeout = options.connect_timeout();
         let opened = options.check().and_then(|endpoint| {
             let io = |reason: io::Error| Error::Io { operation: "opening the connection", reason: reason.to_string() };
-            Transport::open(&options, &endpoint).map_err(io)
+            let bad_address = || Error::InvalidAddress { address: options.server.clone() };
+            Transport::open(&options, &endpoint).map_err(io)?.ok_or_else(bad_address)
         });
         let mut inner = Inner { session, wake, transport: None, untold: VecDeque::new(), telling: false };
         let (descriptors, failure) = match opened {
@@ -596,7 +600,7 @@ mod tests {
     #[test]
     fn after_a_silence_it_connects_anew_once() {
         let options = ConnectionOptions::new("127.0.0.1:1", "agent-01", "");
-        let mut transport = Transport::open(&options, &options.check().unwrap()).unwrap();
+        let mut transport = Transport::open(&options, &options.check().unwrap()).unwrap().unwrap();
         let now = Instant::now();
         assert_eq!(transport.reconnect_at(), None); // libzmq is at it, and knows of no mistake
         transport.not_up_since = Some(now);

@@ -10,12 +10,12 @@ use crate::tensor::DType;
 #[non_exhaustive]
 pub enum Error {
     /// The server's address cannot be used. Mend the address.
-    #[error("server address {address:?}: {reason}; expected tcp://HOST:PORT")]
+    #[error(
+        "address {address:?} must be tcp://HOST:PORT, with a port of 1 to 65535 and an IPv6 address in brackets, or ipc://PATH"
+    )]
     InvalidAddress {
         /// The address as it was given.
         address: String,
-        /// What is wrong with it.
-        reason: String,
     },
 
     /// A setting is out of its range. Mend the program.

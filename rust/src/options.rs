@@ -1,5 +1,6 @@
 //! Settings of connections and models.
 
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use crate::error::Error;
@@ -49,8 +50,8 @@ pub struct ConnectionOptions {
 }
 
 impl ConnectionOptions {
-    /// Defaults. `server` is `tcp://HOST:PORT` (`tcp://` may be left out); `client_id` names this client to the server and
-    /// must not be empty; `client_type` says what it is. Both at most 256 bytes.
+    /// Defaults. `server` is `tcp://HOST:PORT` (`tcp://` may be left out; an IPv6 address stands in brackets) or `ipc://PATH`;
+    /// `client_id` names this client to the server and must not be empty; `client_type` says what it is. Both at most 256 bytes.
     pub fn new(
         server: impl Into<String>,
         client_id: impl Into<String>,
@@ -129,34 +130,38 @@ impl ConnectionOptions {
     }
 }
 
-/// Checks an address and puts `tcp://` before it where there is no scheme.
+/// An address as libzmq wants it: with the scheme, without blanks around.
 fn endpoint(server: &str) -> Result<String, Error> {
-    let invalid = |reason: &str| Error::InvalidAddress { address: server.to_owned(), reason: reason.to_owned() };
-    let address = match server.split_once("://") {
-        Some(("tcp", address)) => address,
-        Some((scheme, _)) => return Err(invalid(&format!("the scheme {scheme:?} is not supported"))),
-        None => server,
+    let address = server.trim_matches([' ', '\t', '\r', '\n']);
+    if address.strip_prefix("ipc://").is_some_and(|path| !path.is_empty() && !path.contains('\0')) {
+        return Ok(address.to_owned());
+    }
+    host_and_port(address.strip_prefix("tcp://").unwrap_or(address))
+        .map(|endpoint| format!("tcp://{endpoint}"))
+        .ok_or_else(|| Error::InvalidAddress { address: server.to_owned() })
+}
+
+/// `HOST:PORT` with the port's leading zeros gone.
+fn host_and_port(text: &str) -> Option<String> {
+    let (host, port) = text.rsplit_once(':')?;
+    let is_host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(ipv6) => is_ipv6(ipv6),
+        None => is_name(host),
     };
-    let (host, port) = address.rsplit_once(':').ok_or_else(|| invalid("the port is missing"))?;
-    if host.is_empty() || host == "*" {
-        return Err(invalid("the host is missing"));
-    }
-    // The address of IPv6 has colons too, and so stands in brackets.
-    let well_formed = match host.strip_prefix('[') {
-        Some(rest) => rest.strip_suffix(']').is_some_and(|name| !name.is_empty() && !name.contains(['[', ']'])),
-        None => !host.contains([':', '[', ']']),
-    };
-    if !well_formed {
-        return Err(invalid("one port must follow the host, an IPv6 address in brackets"));
-    }
-    if host.contains(|character: char| character.is_whitespace() || matches!(character, '/' | ';' | '\0')) {
-        return Err(invalid("the host has a character that no host name has"));
-    }
     let digits = port.bytes().all(|byte| byte.is_ascii_digit());
-    match port.parse::<u16>() {
-        Ok(port) if digits && port > 0 => Ok(format!("tcp://{host}:{port}")),
-        _ => Err(invalid(&format!("the port is {port:?}; must be from 1 to 65535"))),
-    }
+    let port = port.parse::<u16>().ok().filter(|&port| port > 0)?;
+    (is_host && digits).then(|| format!("{host}:{port}"))
+}
+
+/// As libzmq and name servers know them.
+fn is_name(text: &str) -> bool {
+    text.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
+}
+
+fn is_ipv6(text: &str) -> bool {
+    let (address, zone) = text.split_once('%').map_or((text, None), |(address, zone)| (address, Some(zone)));
+    address.parse::<Ipv6Addr>().is_ok() && zone.is_none_or(is_name)
 }
 
 /// Settings of a model handle: what its observations say by default, and what [`act`](crate::Model::act) falls back to.
@@ -198,38 +203,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses() {
-        assert_eq!(endpoint("tcp://localhost:5555").unwrap(), "tcp://localhost:5555");
-        assert_eq!(endpoint("10.0.0.1:5555").unwrap(), "tcp://10.0.0.1:5555");
-        assert_eq!(endpoint("tcp://[::1]:5555").unwrap(), "tcp://[::1]:5555");
-        assert_eq!(endpoint("[fe80::1%eth0]:005555").unwrap(), "tcp://[fe80::1%eth0]:5555");
-        for wrong in [
-            "",
-            "localhost",
-            "tcp://localhost",
-            "localhost:",
-            "localhost:0",
-            "localhost:65536",
-            ":5555",
-            "tcp://*:5555",
-            "::1:5555",
-            "a:b:5555",
-            "[::1:5555",
-            "::1]:5555",
-            "[::1]",
-            "[::1]x:5555",
-            "[]:5555",
-            "[[::1]]:5555",
-            "127.0.0.1:+5555",
-            "127.0.0.1:\u{0665}",
-            " localhost:5555",
-            "localhost:5555 ",
+    fn an_address_is_made_what_zmq_wants() {
+        for (given, means) in [
+            ("tcp://localhost:5555", "tcp://localhost:5555"),
+            (" 10.0.0.1:65535 ", "tcp://10.0.0.1:65535"),
+            ("\t tcp://my-robot_2.local:0005555\r\n", "tcp://my-robot_2.local:5555"),
+            ("[::1]:5555", "tcp://[::1]:5555"),
+            ("tcp://[fe80::1%eth0]:05555", "tcp://[fe80::1%eth0]:5555"),
+            ("[::ffff:10.0.0.2]:5555", "tcp://[::ffff:10.0.0.2]:5555"),
+            (" ipc:///run/inferential ", "ipc:///run/inferential"),
+            ("ipc://@abstract", "ipc://@abstract"),
         ] {
-            assert!(matches!(endpoint(wrong), Err(Error::InvalidAddress { .. })), "{wrong}");
+            assert_eq!(endpoint(given).as_deref(), Ok(means));
         }
-        for wrong in ["udp://localhost:5555", "a b:5555", "tcp://a;b:5555", "tcp://host:-1", "http://host:80/x"] {
-            let text = endpoint(wrong).unwrap_err().to_string();
-            assert!(text.contains(wrong) && text.contains("tcp://HOST:PORT"), "{text}");
+    }
+
+    #[test]
+    #[rustfmt::skip]
+    fn an_address_that_can_never_connect_is_refused() {
+        // As in the tests of the other SDKs.
+        for wrong in [
+            "", " ", "localhost", "tcp://localhost", "localhost:", "localhost:0", "localhost:00", "localhost:65536", "host:99999999999",
+            "host:5555x", "host:5555/x", "host:-1", "host:+5", "host: 5555", "host:\u{0665}", "host:5555:6", "10.0.0.2:5555:6", ":5555",
+            "tcp://:5555", "*:5555", "tcp://*:5555", "a b:5555", "ü:5555", "_a:5555", "host/x:5555", "host\0:5555", "::1:5555", "[::1]",
+            "[::1:5555", "::1]:5555", "[::1]x:5555", "[]:5555", "[[::1]]:5555", "[1:2]:5555", "[127.0.0.1]:5555", "[::1%]:5555",
+            "[::1%e h]:5555", "[%eth0]:5555", "lo:0;host:5555", "a;b:5555", "ipc://", "ipc://a\0b",
+            "TCP://host:5555", "udp://host:5555", "inproc://x", "http://host:80/x", "://host:5555", "tcp:host:5555",
+        ] {
+            let text = endpoint(wrong).expect_err(wrong).to_string();
+            assert_eq!(
+                text,
+                format!("address {wrong:?} must be tcp://HOST:PORT, with a port of 1 to 65535 and an IPv6 address in brackets, or ipc://PATH")
+            );
         }
     }
 

@@ -240,7 +240,10 @@ fn a_bad_address_shows_in_the_first_send_and_the_link_state() {
     assert!(model.get_result(PATIENCE_MS).is_none());
     assert!(!connection.wait_until_up(PATIENCE_MS));
     assert!(matches!(connection.ping(PATIENCE_MS), Err(Error::InvalidAddress { .. })));
-    assert!(matches!(Connection::try_new("localhost", "a", ""), Err(Error::InvalidAddress { .. })));
+    let too_long = format!("ipc:///{}", "x".repeat(200)); // for the system, as libzmq says
+    for address in ["localhost", &too_long] {
+        assert!(matches!(Connection::try_new(address, "a", ""), Err(Error::InvalidAddress { .. })));
+    }
     assert!(matches!(Connection::try_new("localhost:1", "", ""), Err(Error::InvalidOption { .. })));
 }
 

@@ -159,7 +159,8 @@ class Model {
 /// server's name is looked up if that is under way. In the child of a fork it is closed: each process makes its own.
 class Connection {
  public:
-  /// Neither blocks nor fails for want of a server. `tcp://` may be left out of the address, the port may not.
+  /// Neither blocks nor fails for want of a server. The address is tcp://HOST:PORT (`tcp://` may be left out, the port
+  /// may not, and an IPv6 address stands in brackets) or ipc://PATH.
   /// A bad address, client id or option shows in the first send and in link_state(); open() tells at once.
   INFERENTIAL_API Connection(std::string_view address, std::string_view client_id, std::string_view client_type,
                              ConnectionOptions options = {});

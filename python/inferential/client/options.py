@@ -11,8 +11,9 @@ from typing import Any
 from inferential.errors import ConfigError
 from inferential.types import MAX_NAME_BYTES, as_float, is_number
 
-_SCHEME = re.compile(r"[a-z]+://")
-_TCP = re.compile(r"tcp://(?:[^;]*;)?(.+):(\d+)", re.DOTALL)  # a source address may come first
+_HOST_AND_PORT = re.compile(
+    r"([A-Za-z0-9][A-Za-z0-9._-]*|\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9][A-Za-z0-9._-]*)?)\]):([0-9]+)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,30 +53,28 @@ class Options:
     @property
     def is_ipv6(self) -> bool:
         """Whether the server's address is a number of IPv6 and no name."""
-        host, _, _ = self.server.removeprefix("tcp://").rpartition(":")
-        return self.server.startswith("tcp://") and ":" in host
+        return self.server.startswith("tcp://") and "[" in self.server
 
 
 def _address(server: object) -> str:
-    if not isinstance(server, str) or not server.strip():
-        raise ConfigError(f"server is {server!r}; it must be an address, as in 'tcp://localhost:5555'")
-    address = server.strip()
-    if not _SCHEME.match(address):
-        address = f"tcp://{address}"
-    if address.startswith("tcp://"):
-        found = _TCP.fullmatch(address)
-        if found is None or not 1 <= int(found[2]) <= 65_535:
-            raise ConfigError(
-                f"server is {server!r}; a port of 1..65535 must follow the host, as in 'tcp://localhost:5555'"
-            )
-        if ":" in found[1] and not _is_ipv6(found[1]):
-            raise ConfigError(f"server is {server!r}; one port must follow the host, as in 'tcp://localhost:5555'")
-    return address
+    """As ZMQ wants it: with the scheme, without blanks around."""
+    address = server.strip(" \t\r\n") if isinstance(server, str) else ""
+    if address.startswith("ipc://") and len(address) > 6 and "\0" not in address:
+        return address
+    found = _HOST_AND_PORT.fullmatch(address.removeprefix("tcp://"))
+    if found is not None:
+        host, ipv6, port = found[1], found[2], found[3].lstrip("0")
+        if 1 <= len(port) <= 5 and int(port) <= 65_535 and (ipv6 is None or _is_ipv6(ipv6)):
+            return f"tcp://{host}:{port}"
+    raise ConfigError(
+        f"server is {server!r}; it must be tcp://HOST:PORT, with a port of 1 to 65535 and an IPv6 address in brackets, "
+        "or ipc://PATH"
+    )
 
 
-def _is_ipv6(host: str) -> bool:
+def _is_ipv6(text: str) -> bool:
     try:
-        ipaddress.IPv6Address(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
+        ipaddress.IPv6Address(text)
     except ValueError:
         return False
     return True
