@@ -179,8 +179,11 @@ def test_serve_tells_what_is_wrong(arguments: list[str], word: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["explain", "robot", "1", "--server", "nonsense://"], "--server is 'nonsense://'"),
-        (["explain", "robot", "1", "--server", "localhost:99999"], "server is 'localhost:99999'; a port of 1..65535"),
+        (["explain", "robot", "1", "--server", "nonsense://"], "server is 'nonsense://'; it must be tcp://HOST:PORT"),
+        (
+            ["explain", "robot", "1", "--server", "localhost:99999"],
+            "server is 'localhost:99999'; it must be tcp://HOST:PORT",
+        ),
         (["explain", "robot\udcff", "1"], "the client's id is 'robot\\udcff', which is not valid Unicode text"),
         (["simulate", "a.yaml", "--plots", "a.xyz"], "a.xyz: plots are .png, .svg or .pdf files"),
         (["explain", "robot", "1", "--timeout-ms", "inf"], "--timeout-ms"),
