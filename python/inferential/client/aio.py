@@ -347,7 +347,7 @@ class AsyncModel(BaseModel):
         verdict = take(inbox, time.monotonic())  # read after the socket: a reply is never handed out before it came
         if verdict is not WAIT:
             return verdict
-        if timeout_ms == 0:
+        if timeout_ms is not None and timeout_ms <= 0:
             return None
         connection._waiting_models.add(inbox.model_id)
         try:

@@ -31,7 +31,7 @@ class Connection(BaseConnection):
         heartbeat_ms: interval of heartbeats (300..1000); a link that is silent three times as long is down.
         linger_ms: how long what was sent may still leave after close().
         max_message_bytes: greatest frame taken from the server, and greatest observation sent.
-        high_water_mark: messages in the send queue, and in the receive queue.
+        high_water_mark: messages in the send queue.
         hold_off: answer requests here while the server asks for a pause (REJECTED and UNAVAILABLE with retry_after_ms).
         zero_copy: send arrays of 256 KiB and more from their own memory: such an array must not be changed before its
             reply has come. With False they are copied when sent.

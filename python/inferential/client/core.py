@@ -330,15 +330,15 @@ class Core:
 
 
 def deadline_after(timeout_ms: Any, now: float) -> float:
-    """When a wait that begins now ends: after so many ms, never with None.
+    """When a wait that begins now ends: after so many ms, never with None, at once with a negative number, as of time that has run out.
 
     Raises:
-        ValueError: the timeout is no number of 0 or more.
+        ValueError: the timeout is no number.
     """
     if timeout_ms is None:
         return math.inf
-    if not (is_number(timeout_ms) and timeout_ms >= 0):  # NaN too
+    if not is_number(timeout_ms) or math.isnan(as_float(timeout_ms)):
         raise ValueError(
-            f"timeout_ms is {timeout_ms!r}; it must be 0 or more, or None to wait for as long as requests are outstanding"
+            f"timeout_ms is {timeout_ms!r}; it must be a number, or None to wait for as long as requests are outstanding"
         )
-    return now + as_float(timeout_ms) / 1e3
+    return now + max(0.0, as_float(timeout_ms)) / 1e3

@@ -859,9 +859,24 @@ def test_wrong_arguments_use_no_request_id(run: Run, server: RawServer) -> None:
         with pytest.raises(ObservationError):
             await model.observe(note="\ud800")
         assert (await model.observe(state=STATE)).request_id == 1
-        for wrong in (-1, float("nan"), "1"):
+        for wrong in (float("nan"), "1"):
             with pytest.raises(ValueError, match="timeout_ms"):
                 await model.get_result(wrong)
+
+    run(scenario)
+
+
+def test_a_negative_timeout_is_time_that_has_run_out(run: Run, server: RawServer) -> None:
+    server.answer = silent
+
+    async def scenario(connect: Connect) -> None:
+        connection = connect(server.address)
+        model = connection.model("policy", fallback=lambda reply, age_ms: {"actions": STATE})
+        await model.observe(x=STATE)
+        assert await model.next_reply(-1) is None
+        assert await model.get_result(-0.1) is None
+        assert (await model.act(-float("inf"))).source is Source.CALLBACK
+        assert connection.stats.timed_out == 0, "0 abandons nothing"
 
     run(scenario)
 

@@ -776,7 +776,9 @@ def test_the_memory_of_frames_is_kept_for_the_next(process: subprocess.Popen[str
 
     with RawPeer(process.stdout.readline().strip()) as peer:
         # The least of several: a heap may still grow now and then.
-        assert min(of_some_frames(peer) for _ in range(8)) < 160, "less than one page for each of 160 frames, which have 37"
+        assert min(of_some_frames(peer) for _ in range(8)) < 160, (
+            "less than one page for each of 160 frames, which have 37"
+        )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
