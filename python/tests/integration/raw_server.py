@@ -79,6 +79,7 @@ class RawServer:
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.linger = 0
         self._socket.set(zmq.ROUTER_HANDOVER, 1)
+        self._socket.set(zmq.SNDHWM, 0)  # what does not fit a ROUTER drops
         deadline = time.monotonic() + WAIT_S
         while True:
             try:

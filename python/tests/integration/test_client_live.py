@@ -687,7 +687,7 @@ def test_replies_that_nobody_reads_keep_the_link(run: Run, server: RawServer) ->
     count = 1500
 
     async def scenario(connect: Connect) -> None:
-        conn = connect(server.address, heartbeat_ms=500)
+        conn = connect(server.address, heartbeat_ms=500, high_water_mark=2 * count)
         model = conn.model("policy")
         for _ in range(count):
             assert await model.observe(x=STATE)
