@@ -100,7 +100,7 @@ bench-stages: setup-python ## What each stage of the server costs; a minute
 bench-report: setup-python ## Writes the results into docs/benchmarks.md and README.md
 	@$(PY) python/benchmarks/report.py
 fuzz: setup-python setup-cpp setup-rust ## Each language's decoder, a minute each
-	@scripts/apt-install.sh clang
+	@scripts/apt-install.sh clang libclang-rt-dev
 	@cpp/scripts/fuzz.sh $(or $(FUZZ_SECONDS),60)
 	@rust/fuzz/run.sh $(or $(FUZZ_SECONDS),60)
 	@cd python && $(PY) -m pytest tests/unit/test_wire.py -k "parsed_or_refused" --hypothesis-profile=fuzz --timeout=600
