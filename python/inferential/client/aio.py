@@ -337,7 +337,8 @@ class AsyncModel(BaseModel):
         self, take: Callable[[Inbox, float], Verdict], timeout_ms: float | None, *, abandon: bool
     ) -> Reply | None:
         connection, inbox = self._connection, self._inbox
-        deadline = deadline_after(timeout_ms, time.monotonic())
+        started = time.monotonic()
+        deadline = deadline_after(timeout_ms, started)
         if inbox.model_id in connection._waiting_models:
             raise ConcurrentWaitError(
                 f"another task already waits for replies of model {inbox.model_id!r}; only one may at a time"
@@ -347,7 +348,7 @@ class AsyncModel(BaseModel):
         verdict = take(inbox, time.monotonic())  # read after the socket: a reply is never handed out before it came
         if verdict is not WAIT:
             return verdict
-        if timeout_ms is not None and timeout_ms <= 0:
+        if deadline == started:  # only to look
             return None
         connection._waiting_models.add(inbox.model_id)
         try:
