@@ -3,6 +3,7 @@
 
 Competitors take turns within each round, so that a slow moment of the machine hits all of them; figures are medians over the
 rounds, ratios are taken within a round. Each section writes DIR/SECTION.json; report.py turns those into docs/benchmarks.md.
+Sections that end in _awake are the same with the machine's processors kept awake, for all competitors alike.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import os
 import platform
 import shlex
 import statistics
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +28,7 @@ from typing import Any
 import psutil
 from processes import HERE, PEER_PYTHON, Stand, load
 
+from inferential.cpu_latency import DEVICE
 from inferential.types import COMPILED
 
 SMALL, CAMERA, LARGE = "28", "150528", "6220800"
@@ -373,7 +376,19 @@ OUR_CONFIG = json.dumps(
 IN_FLIGHT = [1, 2, 4, 8, 16, 32, 64]
 OWN_LENGTH = ["memory", "cpp", "rust"]
 """Sections for which --rounds and --seconds change nothing."""
-SECTIONS = ["roundtrip", "handle", "direct", "clients", "replicas", "idle", "memory", "cpp", "rust"]
+AWAKE = "_awake"
+SECTIONS = [
+    *("roundtrip", "roundtrip" + AWAKE, "handle", "handle" + AWAKE, "direct", "direct" + AWAKE),
+    *("clients", "replicas", "idle", "memory", "cpp", "rust"),
+]
+
+
+@contextlib.contextmanager
+def processors_awake() -> Iterator[None]:
+    """What a server with cpu.max_wakeup_latency_us = 0 does to the machine while requests come."""
+    with open(DEVICE, "wb", buffering=0) as device:
+        device.write(struct.pack("=i", 0))
+        yield
 
 
 def machine() -> Row:
@@ -411,10 +426,15 @@ def main() -> int:
     bench = Bench(args)
     for section in sections:
         print(f"== {section}", flush=True)
+        awake = section.endswith(AWAKE)
+        if awake and not os.access(DEVICE, os.W_OK):
+            print(f"left out: this user may not write {DEVICE}, or there is none", flush=True)
+            continue
         facts = machine()
-        results = getattr(bench, section)()
+        with processors_awake() if awake else contextlib.nullcontext():
+            results = getattr(bench, section.removesuffix(AWAKE))()
         options = "" if section in OWN_LENGTH else f" --rounds {args.rounds} --seconds {args.seconds:g}"
-        if section == "direct" and args.in_flight != IN_FLIGHT:
+        if section.removesuffix(AWAKE) == "direct" and args.in_flight != IN_FLIGHT:
             options += " --in-flight " + " ".join(map(str, args.in_flight))
         command = f"make bench ARGS={shlex.quote(section + options)}"
         (args.out / f"{section}.json").write_text(

@@ -24,6 +24,7 @@ from inferential.alarm import Alarm
 from inferential.assembler import ClockOffset, assemble
 from inferential.backends.base import Backend
 from inferential.config.schema import InferentialConfig
+from inferential.cpu_latency import CpuLatency
 from inferential.engine import Engine
 from inferential.errors import WireError
 from inferential.metrics.collector import MetricsCollector
@@ -75,6 +76,8 @@ class Driver:
         self._flushing = False
         self._flush_due = False
         self._wakeup: Alarm | None = None
+        self._max_wakeup_latency_us = config.cpu.max_wakeup_latency_us
+        self._cpu_latency: CpuLatency | None = None
         self._clients = 0
         self._sharing: dict[str, int] = {}  # client id -> connections that have it
         self._shared_logged: set[str] = set()
@@ -83,17 +86,26 @@ class Driver:
         self._response_ids = map(f"{os.urandom(4).hex()}-{{:x}}".format, itertools.count(1))
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """From now on it runs on this loop, the one that is running."""
+        """From now on it runs on this loop, the one that is running.
+
+        Raises:
+            ConfigError: the processors cannot be kept awake.
+        """
         self.loop = loop
         self.drained = asyncio.Event()
         """Set when nothing is left to be answered, while it drains."""
         self.state = "running"
+        if self._max_wakeup_latency_us is not None:
+            self._cpu_latency = CpuLatency(self._max_wakeup_latency_us, loop)
 
     def close(self) -> None:
         """Nothing is done any more."""
         self.state = "stopped"
         if self._wakeup is not None:
             self._wakeup.close()
+        if self._cpu_latency is not None:
+            self._cpu_latency.close()
+            self._cpu_latency = None
 
     # --- messages (transport events) ---
 
@@ -118,6 +130,8 @@ class Driver:
         if peer.client_id is None:
             self._introduced(peer, client)
         if observation.kind is Kind.OBSERVE:
+            if self._cpu_latency is not None:
+                self._cpu_latency.used()
             if assembly.staleness_ms is not None:
                 record("observation_staleness_ms", assembly.staleness_ms, None, client)
             if assembly.spread_ms is not None:

@@ -271,14 +271,14 @@ class Server:
         """Binds the socket and begins to serve on this loop. A server is started once.
 
         Raises:
-            ConfigError: it cannot bind, or a backend cannot start.
+            ConfigError: it cannot bind, a backend cannot start, or processors cannot be kept awake as the settings ask.
         """
         if self._driver.state != "new":
             raise ConfigError("a server is started once; make a new one")
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
-        self._driver.attach(self._loop)
         try:
+            self._driver.attach(self._loop)
             if self._export is not None:
                 settings = self._config.metrics
                 self._export.serve(settings.prometheus_port or 0, settings.prometheus_bind)

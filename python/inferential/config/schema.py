@@ -197,6 +197,13 @@ class ModelsConfig(Settings):
         return self.known.get(model, self.default)
 
 
+class CpuConfig(Settings):
+    """The machine's processors."""
+
+    max_wakeup_latency_us: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    """While requests come, no processor may sleep deeper than it wakes from in so many microseconds; 0: none sleeps; None: as it is."""
+
+
 class LifecycleConfig(Settings):
     """Stopping."""
 
@@ -214,6 +221,7 @@ class InferentialConfig(Settings):
     cadence: CadenceConfig = Field(default_factory=CadenceConfig)
     metrics: MetricsConfig = Field(default_factory=MetricsConfig)
     ray: RayConfig = Field(default_factory=RayConfig)
+    cpu: CpuConfig = Field(default_factory=CpuConfig)
     lifecycle: LifecycleConfig = Field(default_factory=LifecycleConfig)
     models: ModelsConfig = Field(default_factory=ModelsConfig)
     clients: dict[str, ClientConfig] = Field(default_factory=dict)

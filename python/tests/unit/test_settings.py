@@ -73,6 +73,7 @@ PROOFS = {
     "ray.num_cpus": "integration/test_ray_settings.py::test_embedded_ray",
     "ray.direct_path": "integration/test_ray_direct.py::test_servable_models",
     "ray.poll_s": "integration/test_ray_settings.py::test_how_often_deployments_are_looked_up",
+    "cpu.max_wakeup_latency_us": "integration/test_cpu_latency.py::test_processors_are_kept_awake_while_requests_come",
     "lifecycle.grace_period_s": f"{SERVER}::test_what_is_left_after_the_grace_period_is_answered_shutting_down",
     "models.known.*.max_inflight": f"{ENGINE}/test_slots.py::test_max_inflight_counts_calls_of_a_model_over_all_replicas",
     "models.known.*.latency_budget_ms": f"{HERE}::test_budgets_of_models_and_clients",
