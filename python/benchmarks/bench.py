@@ -32,6 +32,8 @@ from inferential.cpu_latency import DEVICE
 from inferential.types import COMPILED
 
 SMALL, CAMERA, LARGE = "28", "150528", "6220800"
+QUIET_PERCENT = 8.0
+"""Of the machine's processors together."""
 ROOT = HERE.parent.parent
 
 Row = dict[str, Any]
@@ -51,6 +53,13 @@ def rounds(runs: dict[str, Run], count: int) -> dict[str, list[Row]]:
             brief = {k: round(v, 3) for k, v in row.items() if isinstance(v, (int, float))} or row
             print(f"  round {turn + 1}: {name}: {brief}", flush=True)
     return rows
+
+
+def settle() -> None:
+    """Waits until what was started has come to rest: Ray starts workers ahead for seconds after a process has joined. A minute at most."""
+    until = time.monotonic() + 60.0
+    while psutil.cpu_percent(interval=1.0) > QUIET_PERCENT and time.monotonic() < until:
+        pass
 
 
 def summarise(rows: list[Row]) -> Row:
@@ -105,6 +114,7 @@ class Bench:
             echo = {copy: start(Stand("stands", "raw-echo", "--copy", copy)) for copy in ("0", "1")}
             ours = start(Stand("stands", "ours"))
             peer = start(Stand("stands", "peer", python=PEER_PYTHON))
+            settle()
             for size in (SMALL, CAMERA):
                 for in_flight in (1, 32):
                     options = self.options(size, in_flight)
@@ -138,6 +148,7 @@ class Bench:
             start = stack.enter_context
             address = start(Stand("stands", "cluster", "--models", "tuned"))["address"]
             ours = start(Stand("stands", "ours", "--address", address, "--models", "tuned", "--config", OUR_CONFIG))
+            settle()
             for size in (SMALL, CAMERA):
                 options = self.options(size)
                 print(f"{size} bytes", flush=True)
@@ -170,6 +181,7 @@ class Bench:
                 Stand("stands", "ours", "--address", address, "--models", "servable,tuned", "--config", OUR_CONFIG)
             )
             peer = start(Stand("stands", "peer", "--address", address, "--models", "default", python=PEER_PYTHON))
+            settle()
             for size, in_flight in [(s, k) for s in (SMALL, CAMERA, LARGE) for k in self.in_flight]:
                 if size == LARGE and in_flight > 8:
                     continue
@@ -219,6 +231,7 @@ class Bench:
             start(Stand("stands", "raw-worker", "--endpoint", broker["back"]))
             address = start(Stand("stands", "cluster", "--models", "servable"))["address"]
             ours = start(Stand("stands", "ours", "--address", address, "--models", "servable", "--config", OUR_CONFIG))
+            settle()
             for count in (1, 4, 64):
                 options = self.options(SMALL, in_flight=count, clients=count)
                 print(f"{count} clients", flush=True)
@@ -244,6 +257,7 @@ class Bench:
                 ours = start(
                     Stand("stands", "ours", "--address", address, "--models", "servable", "--config", OUR_CONFIG)
                 )
+                settle()
                 for size in (SMALL, CAMERA):
                     for in_flight in (1, 32):
                         options = self.options(size, in_flight)
