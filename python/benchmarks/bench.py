@@ -399,7 +399,7 @@ SECTIONS = [
 
 @contextlib.contextmanager
 def processors_awake() -> Iterator[None]:
-    """What a server with cpu.max_wakeup_latency_us = 0 does to the machine while requests come."""
+    """What a server with cpu.max_wakeup_latency_us = 0 does to the machine while it has requests."""
     with open(DEVICE, "wb", buffering=0) as device:
         device.write(struct.pack("=i", 0))
         yield

@@ -463,7 +463,7 @@ def kept_awake() -> str:
         for name in ("inferential 2.0.0, direct path", "raw ZMQ, two hops")
     )
     return (
-        " With [processors that do not sleep](docs/operations.md#processors-that-do-not-sleep) while requests come the first row's p50 is "
+        " With [processors that do not sleep](docs/operations.md#processors-that-do-not-sleep) the first row's p50 is "
         f"{ours} ms, plain ZMQ's {plain} ms ([all of it](docs/benchmarks.md#with-the-processors-kept-awake))."
     )
 

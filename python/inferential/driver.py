@@ -96,7 +96,7 @@ class Driver:
         """Set when nothing is left to be answered, while it drains."""
         self.state = "running"
         if self._max_wakeup_latency_us is not None:
-            self._cpu_latency = CpuLatency(self._max_wakeup_latency_us, loop)
+            self._cpu_latency = CpuLatency(self._max_wakeup_latency_us, loop, lambda: bool(self._engine.pending))
 
     def close(self) -> None:
         """Nothing is done any more."""
@@ -130,14 +130,14 @@ class Driver:
         if peer.client_id is None:
             self._introduced(peer, client)
         if observation.kind is Kind.OBSERVE:
-            if self._cpu_latency is not None:
-                self._cpu_latency.used()
             if assembly.staleness_ms is not None:
                 record("observation_staleness_ms", assembly.staleness_ms, None, client)
             if assembly.spread_ms is not None:
                 record("tensor_spread_ms", assembly.spread_ms, None, client)
             if observation.model_id in self._backends:  # what clients make up is no label
                 record("payload_size_bytes", float(assembly.payload_bytes), observation.model_id, client)
+                if self._cpu_latency is not None:
+                    self._cpu_latency.used(now)
             self._engine.submit(assembly.request(peer.routing_id, frames, now), now)
         elif observation.kind is Kind.PING:
             self._answer_ping(peer, observation, now)

@@ -201,7 +201,7 @@ class CpuConfig(Settings):
     """The machine's processors."""
 
     max_wakeup_latency_us: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
-    """While requests come, no processor may sleep deeper than it wakes from in so many microseconds; 0: none sleeps; None: as it is."""
+    """While there are requests, processors enter only sleep states that they leave within this; 0: they do not sleep; None: any."""
 
 
 class LifecycleConfig(Settings):

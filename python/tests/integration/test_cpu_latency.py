@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import struct
+import subprocess
+import sys
 import threading
 import time
 
@@ -12,9 +15,23 @@ import pytest
 
 from inferential import Connection, Server, local
 from inferential.config.schema import InferentialConfig
-from inferential.cpu_latency import DEVICE, HOLD_S
+from inferential.cpu_latency import DEVICE
 
 WAIT_S = 20.0
+FORKS = """
+import asyncio, os, sys, time
+from inferential.cpu_latency import CpuLatency
+cpu = CpuLatency(7, asyncio.new_event_loop(), lambda: True)
+cpu.used(time.monotonic())
+child = os.fork()
+if child:
+    print(child, flush=True)
+sys.stdin.read()
+"""
+
+pytestmark = pytest.mark.skipif(
+    not os.access(DEVICE, os.R_OK | os.W_OK), reason=f"this user may not write {DEVICE}, or there is none"
+)
 
 
 def limit_us() -> int:
@@ -26,24 +43,56 @@ def limit_us() -> int:
         os.close(fd)
 
 
-@pytest.mark.skipif(
-    not os.access(DEVICE, os.R_OK | os.W_OK), reason=f"this user may not write {DEVICE}, or there is none"
-)
+def wait_for_limit(wanted: int) -> None:
+    until = time.monotonic() + WAIT_S
+    while limit_us() != wanted:
+        assert time.monotonic() < until, limit_us()
+        threading.Event().wait(0.02)
+
+
 def test_processors_are_kept_awake_while_requests_come() -> None:
     config = InferentialConfig()
     config.cpu.max_wakeup_latency_us = 7
-    server = Server(config, models={"m": local(lambda obs: {"y": obs["x"]}, inline=True)}, bind="tcp://127.0.0.1:0")
+    release = threading.Event()
+
+    def model(obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if obs["x"][0]:
+            assert release.wait(WAIT_S)
+        return {"y": obs["x"]}
+
     before = limit_us()
-    with server.run_in_thread():
-        with Connection(server.endpoint, client_id="a") as connection:
-            assert connection.ping(timeout_ms=WAIT_S * 1e3) is not None
-            assert limit_us() == before  # a ping is no request
-            model = connection.model("m")
-            model.observe(x=np.zeros(3))
-            assert model.get_result(timeout_ms=WAIT_S * 1e3) is not None
-            assert limit_us() == min(before, 7)
-        until = time.monotonic() + 2 * HOLD_S + WAIT_S
-        while limit_us() != before:
-            assert time.monotonic() < until
-            threading.Event().wait(0.05)
+    server = Server(config, models={"m": local(model)}, bind="tcp://127.0.0.1:0")
+    with server.run_in_thread(), Connection(server.endpoint, client_id="a") as connection:
+        assert connection.ping(timeout_ms=WAIT_S * 1e3) is not None
+        connection.model("nobody").observe(x=np.zeros(1))
+        assert connection.ping(timeout_ms=WAIT_S * 1e3) is not None
+        assert limit_us() == before  # neither is a request to a model
+        m = connection.model("m")
+        m.observe(x=np.zeros(1))
+        assert m.get_result(timeout_ms=WAIT_S * 1e3) is not None
+        assert limit_us() == min(before, 7)
+        wait_for_limit(before)
+        m.observe(x=np.ones(1))
+        wait_for_limit(min(before, 7))
+        release.set()
+        assert m.get_result(timeout_ms=WAIT_S * 1e3) is not None
+        assert limit_us() == min(before, 7)
     assert limit_us() == before
+
+
+def test_a_killed_server_s_children_do_not_keep_them_awake() -> None:
+    before = limit_us()
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        try:
+            assert limit_us() == min(before, 7)
+            process.kill()
+            process.wait(WAIT_S)
+            os.kill(child, 0)  # it lives
+            wait_for_limit(before)
+            os.kill(child, 0)
+        finally:
+            os.kill(child, signal.SIGKILL)
