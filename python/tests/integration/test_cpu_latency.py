@@ -8,7 +8,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -17,7 +16,8 @@ from inferential import Connection, Server, local
 from inferential.config.schema import InferentialConfig
 from inferential.cpu_latency import DEVICE
 
-WAIT_S = 20.0
+from .eventually import WAIT_S, eventually
+
 FORKS = """
 import asyncio, os, sys, time
 from inferential.cpu_latency import CpuLatency
@@ -43,13 +43,6 @@ def limit_us() -> int:
         os.close(fd)
 
 
-def wait_for_limit(wanted: int) -> None:
-    until = time.monotonic() + WAIT_S
-    while limit_us() != wanted:
-        assert time.monotonic() < until, limit_us()
-        threading.Event().wait(0.02)
-
-
 def test_processors_are_kept_awake_while_requests_come() -> None:
     config = InferentialConfig()
     config.cpu.max_wakeup_latency_us = 7
@@ -71,9 +64,9 @@ def test_processors_are_kept_awake_while_requests_come() -> None:
         m.observe(x=np.zeros(1))
         assert m.get_result(timeout_ms=WAIT_S * 1e3) is not None
         assert limit_us() == min(before, 7)
-        wait_for_limit(before)
+        eventually(lambda: limit_us() == before)
         m.observe(x=np.ones(1))
-        wait_for_limit(min(before, 7))
+        eventually(lambda: limit_us() == min(before, 7))
         release.set()
         assert m.get_result(timeout_ms=WAIT_S * 1e3) is not None
         assert limit_us() == min(before, 7)
@@ -92,7 +85,7 @@ def test_a_killed_server_s_children_do_not_keep_them_awake() -> None:
             process.kill()
             process.wait(WAIT_S)
             os.kill(child, 0)  # it lives
-            wait_for_limit(before)
+            eventually(lambda: limit_us() == before)
             os.kill(child, 0)
         finally:
             os.kill(child, signal.SIGKILL)

@@ -30,10 +30,10 @@ from inferential.metrics.names import METRICS
 from inferential.scheduling import Scheduler, register_scheduler
 from inferential.types import Kind, Observation, Status
 
+from .eventually import WAIT_S, eventually
 from .peer import RawPeer, actions
 
 ANY = "tcp://127.0.0.1:0"
-WAIT_S = 20.0
 
 
 def echo(obs: dict[str, Any]) -> dict[str, Any]:
@@ -56,13 +56,6 @@ class Gate:
 
     def wait_entered(self) -> None:
         assert self.entered.acquire(timeout=WAIT_S)
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < end, "did not come true"
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")
