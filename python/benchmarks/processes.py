@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -53,9 +55,23 @@ class Stand:
     ) -> None:
         self.close()
 
+    def stop(self) -> None:
+        """Nothing of it runs any more, except within `running`."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """One that was stopped runs for so long."""
+        self._process.send_signal(signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self.stop()
+
     def close(self) -> None:
         """Asks it to end, then ends it."""
         self._process.terminate()
+        self._process.send_signal(signal.SIGCONT)  # one that is stopped hears nothing
         try:
             self._process.wait(timeout=20)
         except subprocess.TimeoutExpired:
