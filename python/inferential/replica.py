@@ -77,6 +77,11 @@ class _Server:
     nonce: bytes = b""
     signalled: bool = False
     """Its descriptor said that there may be messages."""
+    unsure: bool = True
+    """Something was sent since it was last asked whether there are messages, which may have used up that signal."""
+    unix: Any = None
+    """Its Unix socket, where it is on this machine and has one: the way of what has no frames."""
+    unix_signalled: bool = False
     proved: bool = False
     """The server has been shown who this is: it attaches this replica, whose side of it is yet to hear so."""
     attached: bool = False
@@ -419,7 +424,8 @@ class ReplicaLinks:
             with self._bedside:
                 self._asleep = False
         for fd, _ in ready:
-            self._readable[fd]()
+            if fd in self._readable:  # one before it may have closed it
+                self._readable[fd]()
 
     def _woken(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -547,6 +553,7 @@ class ReplicaLinks:
     def _detach(self, server: _Server) -> None:
         was = server.attached
         server.attached = server.proved = False
+        self._close_unix(server)
         for job in server.jobs.values():
             job.cancelled = True  # the server gave them up when the link broke
         if was:
@@ -554,6 +561,7 @@ class ReplicaLinks:
 
     def _say(self, server: _Server, message: Any, frames: Sequence[Any] = ()) -> None:
         # A link that is down has nobody to tell: both sides begin anew when it is up.
+        server.unsure = True
         with contextlib.suppress(zmq.Again):
             link.send(server.socket, message.SerializeToString(), frames)
 
@@ -578,18 +586,65 @@ class ReplicaLinks:
         )
         self._say(server, pb.ToServer(hello=hello))
 
+    def _open_unix(self, server: _Server, name: str, key: bytes) -> None:
+        self._close_unix(server)
+        connection = server.unix = link.unix_connect(name, key)
+        if connection is None:
+            return
+
+        def signalled() -> None:
+            server.unix_signalled = True
+
+        self._watch(connection.fileno(), signalled)
+
+    def _close_unix(self, server: _Server) -> None:
+        connection, server.unix = server.unix, None
+        if connection is not None:
+            self._unwatch(connection.fileno())
+            connection.close()
+
+    def _read_unix(self, server: _Server, all_of_it: bool) -> bool:
+        """Reads a burst of calls; True where there may be more."""
+        server.unix_signalled = False
+        for _ in range(BURST):
+            if server.unix is None:
+                return False
+            header = link.unix_receive(server.unix)
+            if header is None:
+                return False
+            if not header:
+                # The server is gone, which ZMQ will say too, or has forgotten this replica, though the connection stands.
+                self._close_unix(server)
+                if server.attached and not self._draining:
+                    self._detach(server)
+                    self._greet(server)
+                return False
+            self._take(server, pb.ToReplica.FromString(header).calls, [])
+            if self._in_hand <= 2 and not all_of_it:
+                return False  # if there is more, the next poll says so
+        return True
+
     def _read(self, server: _Server) -> bool:
         """Reads a burst of messages; True where there may be more."""
+        more = False
+        if server.unix is not None and (server.unix_signalled or self._in_hand > 2):
+            more = self._read_unix(server, False)
+        return self._read_zmq(server) or more
+
+    def _read_zmq(self, server: _Server) -> bool:
         socket = server.socket
         # To find out by an exception that there is nothing costs two system calls, to ask one.
         sure, server.signalled = server.signalled, False
         busy = self._in_hand > 2
-        if not (sure or busy or link.readable(socket)):
+        unsure, server.unsure = server.unsure, False
+        if not (sure or busy or (unsure and link.readable(socket))):
             return False
         try:
             for _ in range(BURST):
                 header, frames = link.receive(socket)
                 message = pb.ToReplica.FromString(header)
+                while server.unix is not None and self._read_unix(server, True):
+                    pass  # what was sent there before is there, and goes first
                 if message.calls:
                     self._take(server, message.calls, frames)
                 elif (kind := message.WhichOneof("kind")) == "load":
@@ -607,6 +662,9 @@ class ReplicaLinks:
                     server.credits = self._limit
                     server.refused = ""
                     self._divide()
+                    welcome = message.welcome
+                    if welcome.unix_name and server.endpoint.node == self._identity.node:
+                        self._open_unix(server, welcome.unix_name, welcome.unix_key)
                 elif kind == "drained":
                     server.drained = True
                 elif kind == "farewell":
@@ -618,6 +676,7 @@ class ReplicaLinks:
                     return False
         except zmq.Again:
             return False
+        server.unsure = True
         return True
 
     def _take(self, server: _Server, calls: Sequence[Any], frames: list[Any]) -> None:
@@ -690,9 +749,13 @@ class ReplicaLinks:
                 else:  # the server has given the call up
                     frames = []
             if headers:
+                # Protobuf reads messages one after the other as one message with all their repeated fields.
+                header = b"".join(headers)
+                if server.unix is not None and not frames and link.unix_send(server.unix, header):
+                    continue
+                server.unsure = True
                 try:
-                    # Protobuf reads messages one after the other as one message with all their repeated fields.
-                    link.send(server.socket, b"".join(headers), frames)
+                    link.send(server.socket, header, frames)
                 except zmq.Again:
                     logger.debug("%s: no link for the results of %d calls", self._identity.replica, len(headers))
 
@@ -842,7 +905,7 @@ class ReplicaLinks:
         try:
             self._answer_all()
             # A send may use up the signal that there is something to read, for which the leader waits.
-            return not (self._draining or any(link.readable(s.socket) for s in self._links))
+            return not (self._draining or any(s.unsure and link.readable(s.socket) for s in self._links))
         except Exception:  # as in `_serve`: the leader goes on with what is left
             logger.exception("%s: error in the link to a server", self._identity.replica)
             return False

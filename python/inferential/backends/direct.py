@@ -33,6 +33,11 @@ RESULT_BYTES = 64 * 1024 * 1024
 """What a frame of a replica's may have where clients' messages are bounded to less than a quarter of it."""
 LOAD_INTERVAL_S = 0.25
 """How often replicas are told what waits for them."""
+STRANGER = "not attached: say hello first"
+MAX_STRANGERS = 64
+"""Connections to the Unix socket that have not said who they are."""
+CLOSED_S = 0.5
+"""How long after its Unix socket a replica's connection may end too before it is ended here."""
 LAST_REPLICA_S = 1.5
 """How long the last replica of a model is kept when it wants to leave, for another to attach."""
 
@@ -52,6 +57,9 @@ class _Peer:
         "outbox",
         "outbox_frames",
         "routing_id",
+        "unix",
+        "unix_key",
+        "zmq_calls",
     )
 
     def __init__(self, routing_id: bytes, fd: int, hello: Any) -> None:
@@ -70,6 +78,12 @@ class _Peer:
         self.outbox: list[tuple[int, bytes]] = []
         """Calls that leave with the next message: their ids and headers."""
         self.outbox_frames: list[Any] = []
+        self.unix_key = b""
+        """What its connection to the Unix socket has to begin with."""
+        self.unix: Any = None
+        """That connection, if there is one: the way of what has no frames..."""
+        self.zmq_calls: set[int] = set()
+        """...unless calls that were sent through ZMQ are not answered, which it would overtake."""
 
 
 class DirectPath:
@@ -90,6 +104,10 @@ class DirectPath:
         self._awaited = 0  # calls that are not answered
         self._results: list[tuple[int, CallResult]] = []  # of this burst
         self._outboxes: list[_Peer] = []  # whose outbox has calls
+        self._unix_name = ""
+        self._unix_listener: Any = None
+        self._strangers: dict[int, Any] = {}  # connections to it that have not said who they are, the oldest first
+        self._unix_keys: dict[bytes, _Peer] = {}  # of replicas that have not connected to it
         self._sent = False  # calls, since it was last asked whether there is something to read
         self._reading = False
         self._again: asyncio.Handle | None = None
@@ -126,6 +144,11 @@ class DirectPath:
         self._loop.add_reader(socket.getsockopt(zmq.FD), self._readable)
         self._loop.add_reader(self._monitor.getsockopt(zmq.FD), self._monitor_readable)
         self._check_soon()  # to ask for its address uses up the signal that somebody came meanwhile
+        if sys.platform == "linux":
+            self._unix_name = f"inferential-{self.server}-calls"
+            self._unix_listener = link.unix_listen(self._unix_name)
+            if self._unix_listener is not None:
+                self._loop.add_reader(self._unix_listener, self._unix_arrived)
         self._timer = self._loop.call_later(LOAD_INTERVAL_S, self._tell_load)
 
     def close(self) -> None:
@@ -135,6 +158,9 @@ class DirectPath:
         for handle in (self._again, self._check):
             if handle is not None:
                 handle.cancel()
+        self._stop_listening()
+        for peer in self._peers.values():
+            self._close_unix(peer)
         self._loop.remove_reader(self._socket.getsockopt(zmq.FD))
         self._loop.remove_reader(self._monitor.getsockopt(zmq.FD))
         self._socket.disable_monitor()
@@ -204,12 +230,16 @@ class DirectPath:
         peer.outbox, peer.outbox_frames = [], []
         # Protobuf reads messages one after the other as one message with all their repeated fields.
         header = b"".join([header for _, header in calls])
+        if peer.unix is not None and not (frames or peer.zmq_calls) and link.unix_send(peer.unix, header):
+            return
+        peer.zmq_calls.update([call_id for call_id, _ in calls])
         self._sent = True
         try:
             link.send(self._socket, header, frames, peer.routing_id)
         except zmq.ZMQError as e:
             error = CallError(f"cannot reach replica {peer.hello.replica}: {e.strerror}")
             for call_id, _ in calls:
+                peer.zmq_calls.discard(call_id)
                 if call_id in peer.calls:
                     peer.calls.discard(call_id)
                     self._awaited -= 1
@@ -304,17 +334,14 @@ class DirectPath:
         except Exception:  # not one of ours
             return
         peer = self._peers.get(routing_id)
-        results = message.results
-        if results and peer is not None and peer.attached:
-            at = 0
-            for result in results:
-                at = self._result(peer, result, frames, at)
+        if message.results and peer is not None and peer.attached:
+            self._take(peer, message.results, frames)
             return
         kind = message.WhichOneof("kind")
         if kind == "hello":
             self._hello(routing_id, fd if peer is None else peer.fd, message.hello)
         elif peer is None:
-            stranger = pb.ToReplica(refused=pb.Refused(reason="not attached: say hello first"))
+            stranger = pb.ToReplica(refused=pb.Refused(reason=STRANGER))
             with contextlib.suppress(zmq.ZMQError):
                 link.send(self._socket, stranger.SerializeToString(), (), routing_id)
         elif kind == "proof":
@@ -328,6 +355,7 @@ class DirectPath:
         elif kind == "drain":
             self._drain(peer, message.drain.grace_ms / 1e3)
         elif kind == "goodbye":
+            self._read_last(peer)
             self._say(peer, pb.ToReplica(farewell=pb.Farewell()))
             self._gone(peer, "it left")
 
@@ -347,6 +375,11 @@ class DirectPath:
         self._events.replica_down(peer.hello.model, peer.hello.replica, "it drains", drained=True)
         self._say(peer, pb.ToReplica(drained=pb.Drained()))
 
+    def _take(self, peer: _Peer, results: Sequence[Any], frames: list[Any]) -> None:
+        at = 0
+        for result in results:
+            at = self._result(peer, result, frames, at)
+
     def _result(self, peer: _Peer, result: Any, frames: list[Any], at: int) -> int:
         """Where the frames of the next one begin."""
         items: list[Body | ItemError] = []
@@ -356,12 +389,110 @@ class DirectPath:
             else:
                 payload, at = link.take_payload(item, frames, at)
                 items.append(Body(item.envelope, payload))
+        peer.zmq_calls.discard(result.id)
         if result.id in peer.calls:  # else the call was given up with an earlier link
             peer.calls.discard(result.id)
             self._awaited -= 1
             ahead_s = result.ahead_ms / 1e3 if result.HasField("ahead_ms") else None
             self._results.append((result.id, CallResult(items, result.inference_ms / 1e3, ahead_s)))
         return at
+
+    # --- the Unix socket, for what has no frames: no thread of libzmq's between its ends ---
+
+    def _unix_arrived(self) -> None:
+        try:
+            while self._unix_listener is not None:
+                connection, _ = self._unix_listener.accept()
+                connection.setblocking(False)
+                self._strangers[connection.fileno()] = connection
+                self._loop.add_reader(connection, self._unix_introduced, connection)
+                self._unix_introduced(connection)  # mostly it has said so by now
+                if len(self._strangers) > MAX_STRANGERS:
+                    self._close_stranger(next(iter(self._strangers.values())))
+        except BlockingIOError:
+            pass
+        except OSError as e:  # no more descriptors, most likely: replicas have their other link
+            logger.warning("no more Unix sockets for replicas: %s", e)
+            self._stop_listening()
+
+    def _unix_introduced(self, connection: Any) -> None:
+        key = link.unix_receive(connection)
+        if key is None:
+            return
+        peer = self._unix_keys.pop(key, None)
+        if peer is None:
+            self._close_stranger(connection)
+            return
+        del self._strangers[connection.fileno()]
+        self._loop.remove_reader(connection)
+        self._loop.add_reader(connection, self._unix_readable, peer)
+        peer.unix = connection
+
+    def _unix_readable(self, peer: _Peer) -> None:
+        self._reading = True
+        try:
+            self._read_unix(peer)
+        finally:
+            try:
+                self._hand_over()
+            finally:
+                self._reading = False
+                if self._sent:
+                    self._check_readable()
+
+    def _read_last(self, peer: _Peer) -> None:
+        """Reads all that a replica sent to the Unix socket before it went. It may have connected to it only just now."""
+        if peer.unix_key in self._unix_keys:
+            self._unix_arrived()
+            for connection in list(self._strangers.values()):
+                self._unix_introduced(connection)
+        self._read_unix(peer)
+
+    def _read_unix(self, peer: _Peer) -> None:
+        """Reads results; all that are there while calls are not answered."""
+        while peer.unix is not None:
+            header = link.unix_receive(peer.unix)
+            if header is None:
+                return
+            if not header:
+                # Its process has ended, which ZMQ will say too, or it will attach anew: nobody waits for what it had not read.
+                self._close_unix(peer)
+                self._loop.call_later(CLOSED_S, self._closed, peer)
+                return
+            try:
+                message = pb.ToServer.FromString(header)
+            except Exception:  # not one of ours
+                continue
+            self._take(peer, message.results, [])
+            if not self._awaited:
+                return  # nothing more can come of use, and an attempt that fails costs an exception
+
+    def _closed(self, peer: _Peer) -> None:
+        """Its Unix socket was closed a while ago."""
+        if self._peers.get(peer.routing_id) is peer:
+            self._gone(peer, "its Unix socket was closed")
+            self._say(peer, pb.ToReplica(refused=pb.Refused(reason=STRANGER)))
+
+    def _close_unix(self, peer: _Peer) -> None:
+        self._unix_keys.pop(peer.unix_key, None)
+        connection, peer.unix = peer.unix, None
+        if connection is not None:
+            self._loop.remove_reader(connection)
+            connection.close()
+
+    def _close_stranger(self, connection: Any) -> None:
+        del self._strangers[connection.fileno()]
+        self._loop.remove_reader(connection)
+        connection.close()
+
+    def _stop_listening(self) -> None:
+        listener, self._unix_listener = self._unix_listener, None
+        if listener is not None:
+            self._loop.remove_reader(listener)
+            listener.close()
+        for connection in list(self._strangers.values()):
+            self._close_stranger(connection)
+        self._unix_keys.clear()
 
     # --- attaching ---
 
@@ -405,7 +536,12 @@ class DirectPath:
             self._gone(old, "it attached anew")
         peer.attached = True
         self._replicas[hello.replica] = peer
-        self._say(peer, pb.ToReplica(welcome=pb.Welcome(max_frame_bytes=self._max_frame_bytes)))
+        welcome = pb.Welcome(max_frame_bytes=self._max_frame_bytes)
+        if self._unix_listener is not None:
+            peer.unix_key = link.nonce()
+            self._unix_keys[peer.unix_key] = peer
+            welcome.unix_name, welcome.unix_key = self._unix_name, peer.unix_key
+        self._say(peer, pb.ToReplica(welcome=welcome))
         logger.info("replica %s of model %s attached", hello.replica, hello.model)
         self._announce(peer)
         for other in list(self._replicas.values()):
@@ -428,12 +564,14 @@ class DirectPath:
         for peer in gone:
             while link.readable(self._socket):
                 self._readable()
+            self._read_last(peer)
             self._gone(peer, "its process or the link to it is gone")
 
     def _gone(self, peer: _Peer, reason: str) -> None:
         hello = peer.hello
         if self._replicas.get(hello.replica) is peer:
             self._hand_over()
+        self._close_unix(peer)
         self._awaited -= len(peer.calls)
         peer.calls.clear()
         if peer in self._outboxes:

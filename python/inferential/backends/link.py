@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import json
 import os
+import socket
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -31,11 +32,17 @@ __all__ = [
     "send",
     "size_bytes",
     "take_payload",
+    "unix_connect",
+    "unix_listen",
+    "unix_receive",
+    "unix_send",
 ]
 
 VERSION = 1
 NONCE_BYTES = 32
 INLINE_BYTES = 4096  # payloads up to this size are cheaper in the header than as frames of their own
+UNIX_BYTES = 65_536
+"""Longest message that a Unix socket is used for."""
 SERVERS = "server/"
 """Prefix of the keys under which servers tell replicas where they are."""
 
@@ -159,6 +166,55 @@ def send(socket: Any, header: bytes, frames: Sequence[Buffer], to: bytes | None 
             broken = e
     if broken is not None:
         raise broken
+
+
+def unix_listen(name: str) -> socket.socket | None:
+    """A Unix socket in the abstract namespace; None where there can be none."""
+    listener = None
+    try:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        listener.bind("\0" + name)
+        listener.listen()
+    except OSError:
+        if listener is not None:
+            listener.close()
+        return None
+    return listener
+
+
+def unix_connect(name: str, key: bytes) -> socket.socket | None:
+    """Connects to one and says who this is; None where that cannot be done at once."""
+    connection = None
+    try:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        connection.connect("\0" + name)
+        connection.send(key)
+    except OSError:
+        if connection is not None:
+            connection.close()
+        return None
+    return connection
+
+
+def unix_send(connection: socket.socket, message: bytes) -> bool:
+    """Sends a message whole, or not at all: it is too long, or the socket is full or closed."""
+    if len(message) > UNIX_BYTES:
+        return False
+    try:
+        connection.send(message)
+    except OSError:
+        return False
+    return True
+
+
+def unix_receive(connection: socket.socket) -> bytes | None:
+    """A message; None: there is none; empty: the other end is closed."""
+    try:
+        return connection.recv(UNIX_BYTES)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return b""
 
 
 def readable(socket: Any) -> bool:

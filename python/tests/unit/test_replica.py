@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
+import sys
 import threading
 import time
 from collections import deque
@@ -342,9 +344,9 @@ def test_a_replica_that_goes_in_the_midst_of_a_round(store: Store) -> None:
             calls = [driver.hand_over(replicas[name], request(driver)) for name in ("goes", "stays", "goes", "stays")]
             path._gone(path._replicas["goes"], "it was pulled out")
             path.flushed()
+            assert isinstance(await driver.outcome(driver.start_call(replicas["goes"], request(driver))), CallError)
             ends = [type(await driver.outcome(call)) for call in calls]
             assert ends == [CallError, CallResult, CallError, CallResult]
-            assert isinstance(await driver.outcome(driver.start_call(replicas["goes"], request(driver))), CallError)
             assert path._awaited == 0
 
     asyncio.run(main())
@@ -661,6 +663,127 @@ def test_lost_link_is_made_anew(store: Store) -> None:
             (again,) = await driver.replica("m")
             assert len(driver.outcomes[under_way.id]) == 1
             assert "thread" in decode(await ask(driver, again, s=0.0))
+
+    asyncio.run(main())
+
+
+class Tap:
+    """Stands between a server and its end of a Unix socket; counts messages, and is full when told to be."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self.sent = self.received = 0
+        self.full = False
+        self.fileno, self.close = connection.fileno, connection.close
+
+    def send(self, message: bytes) -> int:
+        if self.full:
+            raise BlockingIOError
+        self.sent += 1
+        return int(self._connection.send(message))
+
+    def recv(self, size: int) -> bytes:
+        data: bytes = self._connection.recv(size)
+        self.received += bool(data)
+        return data
+
+
+async def tapped(driver: Driver) -> tuple[Any, Tap]:
+    """A replica and a tap on the Unix socket to it."""
+    (r,) = await driver.replica("m")
+    path: Any = driver.backend
+    peer = path._replicas[r.id]
+    await driver.until(lambda: peer.unix)
+    tap = peer.unix = Tap(peer.unix)
+    return r, tap
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the abstract namespace is Linux's")
+
+
+@linux
+@pytest.mark.parametrize("kind", [Mirror, type("WarmMirror", (Mirror,), {"warm_up": lambda self: None})])
+def test_what_has_no_frames_goes_through_the_unix_socket(store: Store, kind: type[Mirror]) -> None:
+    async def main() -> None:
+        async with server(store) as driver, replica(kind()):
+            r, tap = await tapped(driver)
+
+            async def mirrored(word: str, size: int) -> None:
+                call = driver.start_call(
+                    r, [driver.request("m", metadata={"word": word}, pad=np.zeros(size, np.uint8))]
+                )
+                result = await driver.outcome(call)
+                assert isinstance(result, CallResult), result
+                assert decode(result.items[0])["word"] == word
+
+            for n in range(1, 6):
+                await mirrored("small", 7)
+                assert (tap.sent, tap.received) == (n, n)
+            await mirrored("with a frame of its own", 50_000)
+            assert (tap.sent, tap.received) == (5, 5)
+            await mirrored("long" * 30_000, 7)  # no frame, but more than such a socket takes
+            assert (tap.sent, tap.received) == (5, 5)
+            tap.full = True
+            await mirrored("full", 7)
+            assert (tap.sent, tap.received) == (5, 6)
+            tap.full = False
+            await mirrored("small again", 7)
+            assert (tap.sent, tap.received) == (6, 7)
+
+    asyncio.run(main())
+
+
+@linux
+@pytest.mark.parametrize("whose", ["the server's", "the replica's"])
+def test_a_unix_socket_that_is_closed_ends_the_link(store: Store, whose: str) -> None:
+    """And a new one is made. The call under way has one outcome."""
+
+    async def main() -> None:
+        async with server(store) as driver, replica(Where()) as links:
+            r, _ = await tapped(driver)
+            path: Any = driver.backend
+            under_way = driver.start_call(r, [driver.request("m", s=1.5)])
+            peer = path._replicas["r"]
+            if whose == "the server's":
+                path._close_unix(peer)
+            else:
+                (theirs,) = links._servers.values()
+                await driver.until(lambda: theirs.jobs)  # it has come
+                links._command(lambda: links._close_unix(theirs))
+            outcome = await driver.outcome(under_way)
+            assert isinstance(outcome, CallError), outcome
+            again, tap = await tapped(driver)
+            assert path._replicas["r"] is not peer
+            assert "thread" in decode(await ask(driver, again, s=0.0))
+            assert tap.sent == 1
+            assert len(driver.outcomes[under_way.id]) == 1
+            assert path._awaited == 0
+
+    asyncio.run(main())
+
+
+@linux
+def test_strangers_at_the_unix_socket_hurt_nobody(store: Store) -> None:
+    async def main() -> None:
+        async with server(store) as driver, AsyncExitStack() as stack:
+            path: Any = driver.backend
+            strangers = []
+            for i in range(4 * direct.MAX_STRANGERS):
+                stranger = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+                stranger.settimeout(20.0)
+                stranger.connect("\0" + path._unix_name)
+                if i % 3 < 2:  # the others say nothing
+                    stranger.send((b"no key of anybody's", b"")[i % 3])
+                strangers.append(stranger)
+                await asyncio.sleep(0)
+            await stack.enter_async_context(replica(Where()))
+            r, tap = await tapped(driver)
+            assert "thread" in decode(await ask(driver, r, s=0.0))
+            assert tap.sent == 1
+            await driver.until(lambda: len(path._strangers) <= direct.MAX_STRANGERS)
+            for stranger in strangers[:3]:  # one of each kind
+                assert await asyncio.to_thread(stranger.recv, 1) == b""  # closed
+        assert not path._strangers
 
     asyncio.run(main())
 

@@ -76,10 +76,14 @@ class Proof(_message.Message):
     def __init__(self, proof: _Optional[bytes] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("max_frame_bytes",)
+    __slots__ = ("max_frame_bytes", "unix_name", "unix_key")
     MAX_FRAME_BYTES_FIELD_NUMBER: _ClassVar[int]
+    UNIX_NAME_FIELD_NUMBER: _ClassVar[int]
+    UNIX_KEY_FIELD_NUMBER: _ClassVar[int]
     max_frame_bytes: int
-    def __init__(self, max_frame_bytes: _Optional[int] = ...) -> None: ...
+    unix_name: str
+    unix_key: bytes
+    def __init__(self, max_frame_bytes: _Optional[int] = ..., unix_name: _Optional[str] = ..., unix_key: _Optional[bytes] = ...) -> None: ...
 
 class Refused(_message.Message):
     __slots__ = ("reason",)
