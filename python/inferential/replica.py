@@ -395,15 +395,17 @@ class ReplicaLinks:
     def _turn(self) -> None:
         """Does all that can be done now, then waits. Returns at once when another thread leads."""
         finished, commands, pending = self._finished, self._commands, self._pending
+        again = False  # since the last poll
         while True:
             while commands:
                 commands.popleft()()
             # A send may use up the signal that there is something to read: read until a round brings nothing.
             more = False
             for server in self._links:
-                more = self._read(server) or more
-            if not (more or pending or finished):
+                more = self._read(server, again) or more
+            if not (more or pending or finished or any(s.unsure for s in self._links)):
                 break
+            again = True
             if pending:
                 # Answers to what came together leave together, if that is soon: all ends of the link do less for each.
                 until = time.monotonic() + QUICK_S
@@ -576,6 +578,7 @@ class ReplicaLinks:
 
     def _greet(self, server: _Server) -> None:
         server.nonce = link.nonce()
+        server.proved = False
         hello = pb.Hello(
             version=link.VERSION,
             replica=self._identity.replica,
@@ -624,10 +627,10 @@ class ReplicaLinks:
                 return False  # if there is more, the next poll says so
         return True
 
-    def _read(self, server: _Server) -> bool:
-        """Reads a burst of messages; True where there may be more."""
+    def _read(self, server: _Server, unasked: bool) -> bool:
+        """Reads a burst of messages; True where there may be more. `unasked`: no poll has told of what came last."""
         more = False
-        if server.unix is not None and (server.unix_signalled or self._in_hand > 2):
+        if server.unix is not None and (server.unix_signalled or unasked or self._in_hand > 2):
             more = self._read_unix(server, False)
         return self._read_zmq(server) or more
 
@@ -636,9 +639,10 @@ class ReplicaLinks:
         # To find out by an exception that there is nothing costs two system calls, to ask one.
         sure, server.signalled = server.signalled, False
         busy = self._in_hand > 2
-        unsure, server.unsure = server.unsure, False
-        if not (sure or busy or (unsure and link.readable(socket))):
+        if not (sure or busy or (server.unsure and link.readable(socket))):
+            server.unsure = False
             return False
+        server.unsure = True
         try:
             for _ in range(BURST):
                 header, frames = link.receive(socket)
@@ -655,6 +659,8 @@ class ReplicaLinks:
                         found.cancelled = True
                 elif kind == "challenge":
                     self._prove(server, message.challenge)
+                elif kind == "welcome" and not server.proved:
+                    pass  # to an earlier Hello
                 elif kind == "welcome":
                     server.attached = True
                     server.max_frame_bytes = message.welcome.max_frame_bytes or MAX_FRAME_BYTES
@@ -673,10 +679,11 @@ class ReplicaLinks:
                     server.proved = False
                     self._refused(server, message.refused.reason)
                 if not (busy or link.readable(socket)):
+                    server.unsure = False
                     return False
         except zmq.Again:
+            server.unsure = False
             return False
-        server.unsure = True
         return True
 
     def _take(self, server: _Server, calls: Sequence[Any], frames: list[Any]) -> None:

@@ -400,8 +400,10 @@ class DirectPath:
     # --- the Unix socket, for what has no frames: no thread of libzmq's between its ends ---
 
     def _unix_arrived(self) -> None:
+        if self._unix_listener is None:
+            return
         try:
-            while self._unix_listener is not None:
+            for _ in range(2 * link.UNIX_BACKLOG):  # all that were there; whoever connects without end has to wait
                 connection, _ = self._unix_listener.accept()
                 connection.setblocking(False)
                 self._strangers[connection.fileno()] = connection
@@ -501,6 +503,7 @@ class DirectPath:
         self._monitor_readable()
         old = self._peers.get(routing_id)
         if old is not None:
+            self._read_last(old)
             self._gone(old, "it attached anew")
         peer = self._peers[routing_id] = _Peer(routing_id, fd, hello)
         self._by_fd[fd] = peer
@@ -533,6 +536,7 @@ class DirectPath:
             return
         old = self._replicas.get(hello.replica)
         if old is not None:
+            self._read_last(old)
             self._gone(old, "it attached anew")
         peer.attached = True
         self._replicas[hello.replica] = peer

@@ -43,6 +43,8 @@ NONCE_BYTES = 32
 INLINE_BYTES = 4096  # payloads up to this size are cheaper in the header than as frames of their own
 UNIX_BYTES = 65_536
 """Longest message that a Unix socket is used for."""
+UNIX_BACKLOG = 64
+"""Connections that wait to be accepted; one more finds no room."""
 SERVERS = "server/"
 """Prefix of the keys under which servers tell replicas where they are."""
 
@@ -174,7 +176,7 @@ def unix_listen(name: str) -> socket.socket | None:
     try:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         listener.bind("\0" + name)
-        listener.listen()
+        listener.listen(UNIX_BACKLOG)
     except OSError:
         if listener is not None:
             listener.close()
@@ -213,6 +215,8 @@ def unix_receive(connection: socket.socket) -> bytes | None:
         return connection.recv(UNIX_BYTES)
     except BlockingIOError:
         return None
+    except ConnectionResetError:  # the other end had not read all; said once, and before what came from it earlier
+        return unix_receive(connection)
     except OSError:
         return b""
 

@@ -763,6 +763,56 @@ def test_a_unix_socket_that_is_closed_ends_the_link(store: Store, whose: str) ->
 
 
 @linux
+def test_what_came_before_a_unix_socket_was_closed_is_read() -> None:
+    """Also where the one who closed it had not read all: that is an error, which Linux reports first."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        ours.setblocking(False)
+        assert link.unix_receive(ours) is None
+        ours.send(b"a call that nobody reads")
+        theirs.send(b"result 1")
+        theirs.send(b"result 2")
+        theirs.close()
+        assert [link.unix_receive(ours) for _ in range(4)] == [b"result 1", b"result 2", b"", b""]
+        assert not link.unix_send(ours, b"too late")
+
+
+@linux
+def test_a_welcome_to_an_earlier_hello_is_ignored(store: Store) -> None:
+    """A replica that greeted anew before it came attaches once, not time and again with keys that are out of date."""
+
+    async def main() -> None:
+        async with server(store) as driver:
+            path: Any = driver.backend
+            hellos: list[Any] = []
+            real = path._unix_keys
+
+            class Keys(dict[bytes, Any]):
+                """Tells of each replica that the server has welcomed."""
+
+                def __setitem__(self, key: bytes, peer: Any) -> None:
+                    hellos.append(peer)
+                    super().__setitem__(key, peer)
+
+            path._unix_keys = Keys(real)
+            async with replica(Where()) as links:
+                await tapped(driver)
+                (theirs,) = links._servers.values()
+                before = len(hellos)
+                for _ in range(3):  # as when a connection is lost and made again while the leader is busy
+                    links._command(lambda: links._greet(theirs))
+                await driver.until(lambda: len(hellos) > before)
+                await driver.until(lambda: not links._commands)
+                await driver.until(lambda: (p := path._replicas.get("r")) and p.unix and p.hello.nonce == theirs.nonce)
+                again, tap = await tapped(driver)
+                assert "thread" in decode(await ask(driver, again, s=0.0))
+                assert tap.sent == 1
+                assert len(hellos) - before <= 3, "attached more often than it greeted"
+
+    asyncio.run(main())
+
+
+@linux
 def test_strangers_at_the_unix_socket_hurt_nobody(store: Store) -> None:
     async def main() -> None:
         async with server(store) as driver, AsyncExitStack() as stack:
