@@ -589,8 +589,20 @@ class ReplicaLinks:
         )
         self._say(server, pb.ToServer(hello=hello))
 
-    def _open_unix(self, server: _Server, name: str, key: bytes) -> None:
+    def _welcomed(self, server: _Server, welcome: Any) -> None:
+        if not server.proved:
+            return  # to an earlier Hello
+        server.attached = True
+        server.max_frame_bytes = welcome.max_frame_bytes or MAX_FRAME_BYTES
+        server.waiting, server.replicas = 0, 1  # what it takes for granted that a replica knows
+        server.credits = self._limit
+        server.refused = ""
+        self._divide()
         self._close_unix(server)
+        if welcome.unix_name and server.endpoint.node == self._identity.node:
+            self._open_unix(server, welcome.unix_name, welcome.unix_key)
+
+    def _open_unix(self, server: _Server, name: str, key: bytes) -> None:
         connection = server.unix = link.unix_connect(name, key)
         if connection is None:
             return
@@ -629,9 +641,8 @@ class ReplicaLinks:
 
     def _read(self, server: _Server, unasked: bool) -> bool:
         """Reads a burst of messages; True where there may be more. `unasked`: no poll has told of what came last."""
-        more = False
-        if server.unix is not None and (server.unix_signalled or unasked or self._in_hand > 2):
-            more = self._read_unix(server, False)
+        wanted = server.unix_signalled or unasked or self._in_hand > 2
+        more = wanted and self._read_unix(server, False)
         return self._read_zmq(server) or more
 
     def _read_zmq(self, server: _Server) -> bool:
@@ -647,7 +658,7 @@ class ReplicaLinks:
             for _ in range(BURST):
                 header, frames = link.receive(socket)
                 message = pb.ToReplica.FromString(header)
-                while server.unix is not None and self._read_unix(server, True):
+                while self._read_unix(server, True):
                     pass  # what was sent there before is there, and goes first
                 if message.calls:
                     self._take(server, message.calls, frames)
@@ -659,18 +670,8 @@ class ReplicaLinks:
                         found.cancelled = True
                 elif kind == "challenge":
                     self._prove(server, message.challenge)
-                elif kind == "welcome" and not server.proved:
-                    pass  # to an earlier Hello
                 elif kind == "welcome":
-                    server.attached = True
-                    server.max_frame_bytes = message.welcome.max_frame_bytes or MAX_FRAME_BYTES
-                    server.waiting, server.replicas = 0, 1  # what it takes for granted that a replica knows
-                    server.credits = self._limit
-                    server.refused = ""
-                    self._divide()
-                    welcome = message.welcome
-                    if welcome.unix_name and server.endpoint.node == self._identity.node:
-                        self._open_unix(server, welcome.unix_name, welcome.unix_key)
+                    self._welcomed(server, message.welcome)
                 elif kind == "drained":
                     server.drained = True
                 elif kind == "farewell":

@@ -33,7 +33,7 @@ RESULT_BYTES = 64 * 1024 * 1024
 """What a frame of a replica's may have where clients' messages are bounded to less than a quarter of it."""
 LOAD_INTERVAL_S = 0.25
 """How often replicas are told what waits for them."""
-STRANGER = "not attached: say hello first"
+NOT_ATTACHED = "not attached: say hello first"
 MAX_STRANGERS = 64
 """Connections to the Unix socket that have not said who they are."""
 CLOSED_S = 0.5
@@ -341,7 +341,7 @@ class DirectPath:
         if kind == "hello":
             self._hello(routing_id, fd if peer is None else peer.fd, message.hello)
         elif peer is None:
-            stranger = pb.ToReplica(refused=pb.Refused(reason=STRANGER))
+            stranger = pb.ToReplica(refused=pb.Refused(reason=NOT_ATTACHED))
             with contextlib.suppress(zmq.ZMQError):
                 link.send(self._socket, stranger.SerializeToString(), (), routing_id)
         elif kind == "proof":
@@ -355,7 +355,6 @@ class DirectPath:
         elif kind == "drain":
             self._drain(peer, message.drain.grace_ms / 1e3)
         elif kind == "goodbye":
-            self._read_last(peer)
             self._say(peer, pb.ToReplica(farewell=pb.Farewell()))
             self._gone(peer, "it left")
 
@@ -400,8 +399,6 @@ class DirectPath:
     # --- the Unix socket, for what has no frames: no thread of libzmq's between its ends ---
 
     def _unix_arrived(self) -> None:
-        if self._unix_listener is None:
-            return
         try:
             for _ in range(2 * link.UNIX_BACKLOG):  # all that were there; whoever connects without end has to wait
                 connection, _ = self._unix_listener.accept()
@@ -473,7 +470,7 @@ class DirectPath:
         """Its Unix socket was closed a while ago."""
         if self._peers.get(peer.routing_id) is peer:
             self._gone(peer, "its Unix socket was closed")
-            self._say(peer, pb.ToReplica(refused=pb.Refused(reason=STRANGER)))
+            self._say(peer, pb.ToReplica(refused=pb.Refused(reason=NOT_ATTACHED)))
 
     def _close_unix(self, peer: _Peer) -> None:
         self._unix_keys.pop(peer.unix_key, None)
@@ -503,7 +500,6 @@ class DirectPath:
         self._monitor_readable()
         old = self._peers.get(routing_id)
         if old is not None:
-            self._read_last(old)
             self._gone(old, "it attached anew")
         peer = self._peers[routing_id] = _Peer(routing_id, fd, hello)
         self._by_fd[fd] = peer
@@ -536,7 +532,6 @@ class DirectPath:
             return
         old = self._replicas.get(hello.replica)
         if old is not None:
-            self._read_last(old)
             self._gone(old, "it attached anew")
         peer.attached = True
         self._replicas[hello.replica] = peer
@@ -568,12 +563,12 @@ class DirectPath:
         for peer in gone:
             while link.readable(self._socket):
                 self._readable()
-            self._read_last(peer)
             self._gone(peer, "its process or the link to it is gone")
 
     def _gone(self, peer: _Peer, reason: str) -> None:
         hello = peer.hello
         if self._replicas.get(hello.replica) is peer:
+            self._read_last(peer)
             self._hand_over()
         self._close_unix(peer)
         self._awaited -= len(peer.calls)

@@ -5,12 +5,13 @@ The only importer of the generated code of proto/inferential/backend.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -172,30 +173,32 @@ def send(socket: Any, header: bytes, frames: Sequence[Buffer], to: bytes | None 
 
 def unix_listen(name: str) -> socket.socket | None:
     """A Unix socket in the abstract namespace; None where there can be none."""
-    listener = None
-    try:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        listener.bind("\0" + name)
-        listener.listen(UNIX_BACKLOG)
-    except OSError:
-        if listener is not None:
-            listener.close()
-        return None
-    return listener
+
+    def listen(made: socket.socket) -> None:
+        made.bind("\0" + name)
+        made.listen(UNIX_BACKLOG)
+
+    return _unix_socket(listen)
 
 
 def unix_connect(name: str, key: bytes) -> socket.socket | None:
     """Connects to one and says who this is; None where that cannot be done at once."""
-    connection = None
-    try:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        connection.connect("\0" + name)
-        connection.send(key)
-    except OSError:
-        if connection is not None:
-            connection.close()
-        return None
-    return connection
+
+    def connect(made: socket.socket) -> None:
+        made.connect("\0" + name)
+        made.send(key)
+
+    return _unix_socket(connect)
+
+
+def _unix_socket(prepare: Callable[[socket.socket], None]) -> socket.socket | None:
+    """One that was prepared; None where that failed."""
+    with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+        made = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK))
+        prepare(made)
+        stack.pop_all()
+        return made
+    return None
 
 
 def unix_send(connection: socket.socket, message: bytes) -> bool:

@@ -24,6 +24,7 @@ from inferential.config.schema import InferentialConfig
 from inferential.model_call import ModelCall
 from inferential.replica import Identity, ModelThread, ReplicaLinks
 from inferential.scheduling.request import CallError, CallResult, ItemError
+from tests.integration.eventually import eventually
 from tests.integration.ray_driver import Driver, decode
 
 
@@ -777,9 +778,60 @@ def test_what_came_before_a_unix_socket_was_closed_is_read() -> None:
         assert not link.unix_send(ours, b"too late")
 
 
-@linux
 def test_a_welcome_to_an_earlier_hello_is_ignored(store: Store) -> None:
-    """A replica that greeted anew before it came attaches once, not time and again with keys that are out of date."""
+    """The server has dropped that session: whoever took it for its own would attach with a key that is out of date, and again."""
+
+    async def main() -> None:
+        with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+            router.linger = 0
+            router.bind("tcp://127.0.0.1:*")
+            address = router.getsockopt_string(zmq.LAST_ENDPOINT)
+            endpoint = link.Endpoint("s", "here", address, "", ["m"], "ab" * 32, 1)
+            store.data[link.SERVERS + "s"] = endpoint.to_json()
+
+            async def receive(kind: str) -> Any:
+                """The next message of this kind, and who sent it."""
+                while True:
+                    assert await asyncio.to_thread(router.poll, 20_000)
+                    sender, header = router.recv_multipart()
+                    message = link.pb.ToServer.FromString(header)
+                    if message.HasField(kind):
+                        return sender, getattr(message, kind)
+
+            def say(to: bytes, **what: Any) -> None:
+                router.send_multipart([to, link.pb.ToReplica(**what).SerializeToString()])
+
+            def challenge(to: bytes, hello: Any) -> None:
+                proof = link.proof(endpoint.secret, "server", hello.nonce, b"n")
+                say(to, challenge=link.pb.Challenge(version=link.VERSION, server="s", nonce=b"n", proof=proof))
+
+            async with replica(Where()) as links:
+                sender, first = await receive("hello")
+                challenge(sender, first)
+                await receive("proof")
+                (theirs,) = links._servers.values()
+                links._command(lambda: links._greet(theirs))
+                _, second = await receive("hello")
+                say(sender, welcome=link.pb.Welcome())
+                challenge(sender, second)  # read after the welcome
+                await receive("proof")
+                assert not theirs.attached
+                say(sender, welcome=link.pb.Welcome())
+                await asyncio.to_thread(eventually, lambda: theirs.attached)
+
+                leaving = asyncio.create_task(links.drain(20.0))
+                await receive("drain")
+                say(sender, drained=link.pb.Drained())
+                await receive("goodbye")
+                say(sender, farewell=link.pb.Farewell())
+                await leaving
+            del store.data[link.SERVERS + "s"]
+
+    asyncio.run(main())
+
+
+@linux
+def test_a_replica_that_greets_anew_attaches_no_more_often_than_it_greeted(store: Store) -> None:
 
     async def main() -> None:
         async with server(store) as driver:
