@@ -29,6 +29,8 @@ COMPILED = [
     "backends/direct.py",
     "backends/link.py",
     "backends/local.py",
+    "backends/unix_link.py",
+    "backends/shared_memory.py",
     "client/core.py",
     "client/reply.py",
     "client/session.py",

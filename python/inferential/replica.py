@@ -30,7 +30,7 @@ import zmq
 import zmq.utils.monitor
 
 from inferential import wire
-from inferential.backends import cluster, link
+from inferential.backends import cluster, link, unix_link
 from inferential.backends.link import Endpoint, pb
 from inferential.errors import describe
 from inferential.model_call import Item, ModelCall, Prepared
@@ -80,7 +80,7 @@ class _Server:
     unsure: bool = True
     """Something was sent since it was last asked whether there are messages, which may have used up that signal."""
     unix: Any = None
-    """Its Unix socket, where it is on this machine and has one: the way of what has no frames."""
+    """The link beside ZMQ, where the server is on this machine and has one: the way of calls and results."""
     unix_signalled: bool = False
     proved: bool = False
     """The server has been shown who this is: it attaches this replica, whose side of it is yet to hear so."""
@@ -603,20 +603,20 @@ class ReplicaLinks:
             self._open_unix(server, welcome.unix_name, welcome.unix_key)
 
     def _open_unix(self, server: _Server, name: str, key: bytes) -> None:
-        connection = server.unix = link.unix_connect(name, key)
-        if connection is None:
+        server.unix = unix_link.connect(name, key)
+        if server.unix is None:
             return
 
         def signalled() -> None:
             server.unix_signalled = True
 
-        self._watch(connection.fileno(), signalled)
+        self._watch(server.unix.fileno(), signalled)
 
     def _close_unix(self, server: _Server) -> None:
-        connection, server.unix = server.unix, None
-        if connection is not None:
-            self._unwatch(connection.fileno())
-            connection.close()
+        unix, server.unix = server.unix, None
+        if unix is not None:
+            self._unwatch(unix.fileno())
+            unix.close()
 
     def _read_unix(self, server: _Server, all_of_it: bool) -> bool:
         """Reads a burst of calls; True where there may be more."""
@@ -624,7 +624,7 @@ class ReplicaLinks:
         for _ in range(BURST):
             if server.unix is None:
                 return False
-            header = link.unix_receive(server.unix)
+            header = server.unix.receive()
             if header is None:
                 return False
             if not header:
@@ -634,7 +634,8 @@ class ReplicaLinks:
                     self._detach(server)
                     self._greet(server)
                 return False
-            self._take(server, pb.ToReplica.FromString(header).calls, [])
+            message = pb.ToReplica.FromString(header)
+            self._take(server, message.calls, server.unix.frames(message))
             if self._in_hand <= 2 and not all_of_it:
                 return False  # if there is more, the next poll says so
         return True
@@ -759,7 +760,7 @@ class ReplicaLinks:
             if headers:
                 # Protobuf reads messages one after the other as one message with all their repeated fields.
                 header = b"".join(headers)
-                if server.unix is not None and not frames and link.unix_send(server.unix, header):
+                if server.unix is not None and server.unix.send(header, frames):
                     continue
                 server.unsure = True
                 try:

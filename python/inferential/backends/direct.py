@@ -17,7 +17,7 @@ from typing import Any
 import zmq
 import zmq.utils.monitor
 
-from inferential.backends import link
+from inferential.backends import link, unix_link
 from inferential.backends.base import BackendEvents
 from inferential.backends.link import pb
 from inferential.config.schema import InferentialConfig
@@ -81,9 +81,9 @@ class _Peer:
         self.unix_key = b""
         """What its connection to the Unix socket has to begin with."""
         self.unix: Any = None
-        """That connection, if there is one: the way of what has no frames..."""
+        """Its link beside ZMQ, if there is one: the way of calls..."""
         self.zmq_calls: set[int] = set()
-        """...unless calls that were sent through ZMQ are not answered, which it would overtake."""
+        """...unless some that were sent through ZMQ are not answered, which it would overtake."""
 
 
 class DirectPath:
@@ -146,7 +146,7 @@ class DirectPath:
         self._check_soon()  # to ask for its address uses up the signal that somebody came meanwhile
         if sys.platform == "linux":
             self._unix_name = f"inferential-{self.server}-calls"
-            self._unix_listener = link.unix_listen(self._unix_name)
+            self._unix_listener = unix_link.listen(self._unix_name)
             if self._unix_listener is not None:
                 self._loop.add_reader(self._unix_listener, self._unix_arrived)
         self._timer = self._loop.call_later(LOAD_INTERVAL_S, self._tell_load)
@@ -230,7 +230,7 @@ class DirectPath:
         peer.outbox, peer.outbox_frames = [], []
         # Protobuf reads messages one after the other as one message with all their repeated fields.
         header = b"".join([header for _, header in calls])
-        if peer.unix is not None and not (frames or peer.zmq_calls) and link.unix_send(peer.unix, header):
+        if peer.unix is not None and not peer.zmq_calls and peer.unix.send(header, frames):
             return
         peer.zmq_calls.update([call_id for call_id, _ in calls])
         self._sent = True
@@ -396,11 +396,11 @@ class DirectPath:
             self._results.append((result.id, CallResult(items, result.inference_ms / 1e3, ahead_s)))
         return at
 
-    # --- the Unix socket, for what has no frames: no thread of libzmq's between its ends ---
+    # --- the Unix socket: no thread of libzmq's between its ends ---
 
     def _unix_arrived(self) -> None:
         try:
-            for _ in range(2 * link.UNIX_BACKLOG):  # all that were there; whoever connects without end has to wait
+            for _ in range(2 * unix_link.BACKLOG):  # all that were there; whoever connects without end has to wait
                 connection, _ = self._unix_listener.accept()
                 connection.setblocking(False)
                 self._strangers[connection.fileno()] = connection
@@ -415,17 +415,17 @@ class DirectPath:
             self._stop_listening()
 
     def _unix_introduced(self, connection: Any) -> None:
-        key = link.unix_receive(connection)
+        key, made = unix_link.introduced(connection, self._unix_keys.__contains__)
         if key is None:
             return
-        peer = self._unix_keys.pop(key, None)
-        if peer is None:
+        if made is None:
             self._close_stranger(connection)
             return
         del self._strangers[connection.fileno()]
         self._loop.remove_reader(connection)
+        peer = self._unix_keys.pop(key)
         self._loop.add_reader(connection, self._unix_readable, peer)
-        peer.unix = connection
+        peer.unix = made
 
     def _unix_readable(self, peer: _Peer) -> None:
         self._reading = True
@@ -450,7 +450,7 @@ class DirectPath:
     def _read_unix(self, peer: _Peer) -> None:
         """Reads results; all that are there while calls are not answered."""
         while peer.unix is not None:
-            header = link.unix_receive(peer.unix)
+            header = peer.unix.receive()
             if header is None:
                 return
             if not header:
@@ -462,7 +462,7 @@ class DirectPath:
                 message = pb.ToServer.FromString(header)
             except Exception:  # not one of ours
                 continue
-            self._take(peer, message.results, [])
+            self._take(peer, message.results, peer.unix.frames(message))
             if not self._awaited:
                 return  # nothing more can come of use, and an attempt that fails costs an exception
 
@@ -474,10 +474,10 @@ class DirectPath:
 
     def _close_unix(self, peer: _Peer) -> None:
         self._unix_keys.pop(peer.unix_key, None)
-        connection, peer.unix = peer.unix, None
-        if connection is not None:
-            self._loop.remove_reader(connection)
-            connection.close()
+        unix, peer.unix = peer.unix, None
+        if unix is not None:
+            self._loop.remove_reader(unix.fileno())
+            unix.close()
 
     def _close_stranger(self, connection: Any) -> None:
         del self._strangers[connection.fileno()]

@@ -5,13 +5,11 @@ The only importer of the generated code of proto/inferential/backend.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import hmac
 import json
 import os
-import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -33,19 +31,11 @@ __all__ = [
     "send",
     "size_bytes",
     "take_payload",
-    "unix_connect",
-    "unix_listen",
-    "unix_receive",
-    "unix_send",
 ]
 
 VERSION = 1
 NONCE_BYTES = 32
 INLINE_BYTES = 4096  # payloads up to this size are cheaper in the header than as frames of their own
-UNIX_BYTES = 65_536
-"""Longest message that a Unix socket is used for."""
-UNIX_BACKLOG = 64
-"""Connections that wait to be accepted; one more finds no room."""
 SERVERS = "server/"
 """Prefix of the keys under which servers tell replicas where they are."""
 
@@ -169,59 +159,6 @@ def send(socket: Any, header: bytes, frames: Sequence[Buffer], to: bytes | None 
             broken = e
     if broken is not None:
         raise broken
-
-
-def unix_listen(name: str) -> socket.socket | None:
-    """A Unix socket in the abstract namespace; None where there can be none."""
-
-    def listen(made: socket.socket) -> None:
-        made.bind("\0" + name)
-        made.listen(UNIX_BACKLOG)
-
-    return _unix_socket(listen)
-
-
-def unix_connect(name: str, key: bytes) -> socket.socket | None:
-    """Connects to one and says who this is; None where that cannot be done at once."""
-
-    def connect(made: socket.socket) -> None:
-        made.connect("\0" + name)
-        made.send(key)
-
-    return _unix_socket(connect)
-
-
-def _unix_socket(prepare: Callable[[socket.socket], None]) -> socket.socket | None:
-    """One that was prepared; None where that failed."""
-    with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-        made = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK))
-        prepare(made)
-        stack.pop_all()
-        return made
-    return None
-
-
-def unix_send(connection: socket.socket, message: bytes) -> bool:
-    """Sends a message whole, or not at all: it is too long, or the socket is full or closed."""
-    if len(message) > UNIX_BYTES:
-        return False
-    try:
-        connection.send(message)
-    except OSError:
-        return False
-    return True
-
-
-def unix_receive(connection: socket.socket) -> bytes | None:
-    """A message; None: there is none; empty: the other end is closed."""
-    try:
-        return connection.recv(UNIX_BYTES)
-    except BlockingIOError:
-        return None
-    except ConnectionResetError:  # the other end had not read all; said once, and before what came from it earlier
-        return unix_receive(connection)
-    except OSError:
-        return b""
 
 
 def readable(socket: Any) -> bool:

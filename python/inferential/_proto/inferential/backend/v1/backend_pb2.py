@@ -14,7 +14,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$inferential/backend/v1/backend.proto\x12\x16inferential.backend.v1\"\xbb\x02\n\x08ToServer\x12.\n\x05hello\x18\x01 \x01(\x0b\x32\x1d.inferential.backend.v1.HelloH\x00\x12.\n\x05proof\x18\x02 \x01(\x0b\x32\x1d.inferential.backend.v1.ProofH\x00\x12\x32\n\x07\x63redits\x18\x04 \x01(\x0b\x32\x1f.inferential.backend.v1.CreditsH\x00\x12.\n\x05\x64rain\x18\x05 \x01(\x0b\x32\x1d.inferential.backend.v1.DrainH\x00\x12\x32\n\x07goodbye\x18\x06 \x01(\x0b\x32\x1f.inferential.backend.v1.GoodbyeH\x00\x12/\n\x07results\x18\x03 \x03(\x0b\x32\x1e.inferential.backend.v1.ResultB\x06\n\x04kind\"\xaa\x03\n\tToReplica\x12\x36\n\tchallenge\x18\x01 \x01(\x0b\x32!.inferential.backend.v1.ChallengeH\x00\x12\x32\n\x07welcome\x18\x02 \x01(\x0b\x32\x1f.inferential.backend.v1.WelcomeH\x00\x12\x30\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x1e.inferential.backend.v1.CancelH\x00\x12,\n\x04load\x18\x05 \x01(\x0b\x32\x1c.inferential.backend.v1.LoadH\x00\x12\x32\n\x07\x64rained\x18\x06 \x01(\x0b\x32\x1f.inferential.backend.v1.DrainedH\x00\x12\x34\n\x08\x66\x61rewell\x18\x07 \x01(\x0b\x32 .inferential.backend.v1.FarewellH\x00\x12\x32\n\x07refused\x18\x08 \x01(\x0b\x32\x1f.inferential.backend.v1.RefusedH\x00\x12+\n\x05\x63\x61lls\x18\x03 \x03(\x0b\x32\x1c.inferential.backend.v1.CallB\x06\n\x04kind\"p\n\x05Hello\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0f\n\x07replica\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07\x63redits\x18\x04 \x01(\r\x12\x16\n\x0emax_batch_size\x18\x05 \x01(\r\x12\r\n\x05nonce\x18\x06 \x01(\x0c\"J\n\tChallenge\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0e\n\x06server\x18\x02 \x01(\t\x12\r\n\x05nonce\x18\x03 \x01(\x0c\x12\r\n\x05proof\x18\x04 \x01(\x0c\"\x16\n\x05Proof\x12\r\n\x05proof\x18\x01 \x01(\x0c\"G\n\x07Welcome\x12\x17\n\x0fmax_frame_bytes\x18\x01 \x01(\x04\x12\x11\n\tunix_name\x18\x02 \x01(\t\x12\x10\n\x08unix_key\x18\x03 \x01(\x0c\"\x19\n\x07Refused\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x1a\n\x07\x43redits\x12\x0f\n\x07\x63redits\x18\x01 \x01(\r\"?\n\x04\x43\x61ll\x12\n\n\x02id\x18\x01 \x01(\x04\x12+\n\x05items\x18\x02 \x03(\x0b\x32\x1c.inferential.backend.v1.Item\"`\n\x04Item\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12\x0e\n\x06\x66rames\x18\x02 \x01(\r\x12\x14\n\x0cremaining_ms\x18\x03 \x01(\x01\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12\x0f\n\x07payload\x18\x05 \x03(\x0c\"\x14\n\x06\x43\x61ncel\x12\n\n\x02id\x18\x01 \x01(\x04\"\x81\x01\n\x06Result\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x14\n\x0cinference_ms\x18\x02 \x01(\x01\x12\x31\n\x05items\x18\x03 \x03(\x0b\x32\".inferential.backend.v1.ItemResult\x12\x15\n\x08\x61head_ms\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x0b\n\t_ahead_ms\"o\n\nItemResult\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12\x0e\n\x06\x66rames\x18\x02 \x01(\r\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\x08\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x0f\n\x07\x65xpired\x18\x05 \x01(\x08\x12\x0f\n\x07payload\x18\x06 \x03(\x0c\")\n\x04Load\x12\x0f\n\x07waiting\x18\x01 \x01(\r\x12\x10\n\x08replicas\x18\x02 \x01(\r\"\x19\n\x05\x44rain\x12\x10\n\x08grace_ms\x18\x01 \x01(\r\"\t\n\x07\x44rained\"\t\n\x07Goodbye\"\n\n\x08\x46\x61rewellb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$inferential/backend/v1/backend.proto\x12\x16inferential.backend.v1\"\xeb\x02\n\x08ToServer\x12.\n\x05hello\x18\x01 \x01(\x0b\x32\x1d.inferential.backend.v1.HelloH\x00\x12.\n\x05proof\x18\x02 \x01(\x0b\x32\x1d.inferential.backend.v1.ProofH\x00\x12\x32\n\x07\x63redits\x18\x04 \x01(\x0b\x32\x1f.inferential.backend.v1.CreditsH\x00\x12.\n\x05\x64rain\x18\x05 \x01(\x0b\x32\x1d.inferential.backend.v1.DrainH\x00\x12\x32\n\x07goodbye\x18\x06 \x01(\x0b\x32\x1f.inferential.backend.v1.GoodbyeH\x00\x12/\n\x07results\x18\x03 \x03(\x0b\x32\x1e.inferential.backend.v1.Result\x12.\n\x06shared\x18\t \x01(\x0b\x32\x1e.inferential.backend.v1.SharedB\x06\n\x04kind\"\xda\x03\n\tToReplica\x12\x36\n\tchallenge\x18\x01 \x01(\x0b\x32!.inferential.backend.v1.ChallengeH\x00\x12\x32\n\x07welcome\x18\x02 \x01(\x0b\x32\x1f.inferential.backend.v1.WelcomeH\x00\x12\x30\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x1e.inferential.backend.v1.CancelH\x00\x12,\n\x04load\x18\x05 \x01(\x0b\x32\x1c.inferential.backend.v1.LoadH\x00\x12\x32\n\x07\x64rained\x18\x06 \x01(\x0b\x32\x1f.inferential.backend.v1.DrainedH\x00\x12\x34\n\x08\x66\x61rewell\x18\x07 \x01(\x0b\x32 .inferential.backend.v1.FarewellH\x00\x12\x32\n\x07refused\x18\x08 \x01(\x0b\x32\x1f.inferential.backend.v1.RefusedH\x00\x12+\n\x05\x63\x61lls\x18\x03 \x03(\x0b\x32\x1c.inferential.backend.v1.Call\x12.\n\x06shared\x18\t \x01(\x0b\x32\x1e.inferential.backend.v1.SharedB\x06\n\x04kind\"p\n\x05Hello\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0f\n\x07replica\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07\x63redits\x18\x04 \x01(\r\x12\x16\n\x0emax_batch_size\x18\x05 \x01(\r\x12\r\n\x05nonce\x18\x06 \x01(\x0c\"J\n\tChallenge\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0e\n\x06server\x18\x02 \x01(\t\x12\r\n\x05nonce\x18\x03 \x01(\x0c\x12\r\n\x05proof\x18\x04 \x01(\x0c\"\x16\n\x05Proof\x12\r\n\x05proof\x18\x01 \x01(\x0c\"G\n\x07Welcome\x12\x17\n\x0fmax_frame_bytes\x18\x01 \x01(\x04\x12\x11\n\tunix_name\x18\x02 \x01(\t\x12\x10\n\x08unix_key\x18\x03 \x01(\x0c\"\x19\n\x07Refused\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x1a\n\x07\x43redits\x12\x0f\n\x07\x63redits\x18\x01 \x01(\r\"?\n\x04\x43\x61ll\x12\n\n\x02id\x18\x01 \x01(\x04\x12+\n\x05items\x18\x02 \x03(\x0b\x32\x1c.inferential.backend.v1.Item\"`\n\x04Item\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12\x0e\n\x06\x66rames\x18\x02 \x01(\r\x12\x14\n\x0cremaining_ms\x18\x03 \x01(\x01\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12\x0f\n\x07payload\x18\x05 \x03(\x0c\"\x14\n\x06\x43\x61ncel\x12\n\n\x02id\x18\x01 \x01(\x04\"\x81\x01\n\x06Result\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x14\n\x0cinference_ms\x18\x02 \x01(\x01\x12\x31\n\x05items\x18\x03 \x03(\x0b\x32\".inferential.backend.v1.ItemResult\x12\x15\n\x08\x61head_ms\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x0b\n\t_ahead_ms\"o\n\nItemResult\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12\x0e\n\x06\x66rames\x18\x02 \x01(\r\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\x08\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x0f\n\x07\x65xpired\x18\x05 \x01(\x08\x12\x0f\n\x07payload\x18\x06 \x03(\x0c\")\n\x04Load\x12\x0f\n\x07waiting\x18\x01 \x01(\r\x12\x10\n\x08replicas\x18\x02 \x01(\r\"1\n\x06Shared\x12\n\n\x02\x61t\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x03(\x04\x12\x0c\n\x04read\x18\x03 \x01(\x04\"\x19\n\x05\x44rain\x12\x10\n\x08grace_ms\x18\x01 \x01(\r\"\t\n\x07\x44rained\"\t\n\x07Goodbye\"\n\n\x08\x46\x61rewellb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -22,39 +22,41 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'inferential.backend.v1.back
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
   _globals['_TOSERVER']._serialized_start=65
-  _globals['_TOSERVER']._serialized_end=380
-  _globals['_TOREPLICA']._serialized_start=383
-  _globals['_TOREPLICA']._serialized_end=809
-  _globals['_HELLO']._serialized_start=811
-  _globals['_HELLO']._serialized_end=923
-  _globals['_CHALLENGE']._serialized_start=925
-  _globals['_CHALLENGE']._serialized_end=999
-  _globals['_PROOF']._serialized_start=1001
-  _globals['_PROOF']._serialized_end=1023
-  _globals['_WELCOME']._serialized_start=1025
-  _globals['_WELCOME']._serialized_end=1096
-  _globals['_REFUSED']._serialized_start=1098
-  _globals['_REFUSED']._serialized_end=1123
-  _globals['_CREDITS']._serialized_start=1125
-  _globals['_CREDITS']._serialized_end=1151
-  _globals['_CALL']._serialized_start=1153
-  _globals['_CALL']._serialized_end=1216
-  _globals['_ITEM']._serialized_start=1218
-  _globals['_ITEM']._serialized_end=1314
-  _globals['_CANCEL']._serialized_start=1316
-  _globals['_CANCEL']._serialized_end=1336
-  _globals['_RESULT']._serialized_start=1339
-  _globals['_RESULT']._serialized_end=1468
-  _globals['_ITEMRESULT']._serialized_start=1470
-  _globals['_ITEMRESULT']._serialized_end=1581
-  _globals['_LOAD']._serialized_start=1583
-  _globals['_LOAD']._serialized_end=1624
-  _globals['_DRAIN']._serialized_start=1626
-  _globals['_DRAIN']._serialized_end=1651
-  _globals['_DRAINED']._serialized_start=1653
-  _globals['_DRAINED']._serialized_end=1662
-  _globals['_GOODBYE']._serialized_start=1664
-  _globals['_GOODBYE']._serialized_end=1673
-  _globals['_FAREWELL']._serialized_start=1675
-  _globals['_FAREWELL']._serialized_end=1685
+  _globals['_TOSERVER']._serialized_end=428
+  _globals['_TOREPLICA']._serialized_start=431
+  _globals['_TOREPLICA']._serialized_end=905
+  _globals['_HELLO']._serialized_start=907
+  _globals['_HELLO']._serialized_end=1019
+  _globals['_CHALLENGE']._serialized_start=1021
+  _globals['_CHALLENGE']._serialized_end=1095
+  _globals['_PROOF']._serialized_start=1097
+  _globals['_PROOF']._serialized_end=1119
+  _globals['_WELCOME']._serialized_start=1121
+  _globals['_WELCOME']._serialized_end=1192
+  _globals['_REFUSED']._serialized_start=1194
+  _globals['_REFUSED']._serialized_end=1219
+  _globals['_CREDITS']._serialized_start=1221
+  _globals['_CREDITS']._serialized_end=1247
+  _globals['_CALL']._serialized_start=1249
+  _globals['_CALL']._serialized_end=1312
+  _globals['_ITEM']._serialized_start=1314
+  _globals['_ITEM']._serialized_end=1410
+  _globals['_CANCEL']._serialized_start=1412
+  _globals['_CANCEL']._serialized_end=1432
+  _globals['_RESULT']._serialized_start=1435
+  _globals['_RESULT']._serialized_end=1564
+  _globals['_ITEMRESULT']._serialized_start=1566
+  _globals['_ITEMRESULT']._serialized_end=1677
+  _globals['_LOAD']._serialized_start=1679
+  _globals['_LOAD']._serialized_end=1720
+  _globals['_SHARED']._serialized_start=1722
+  _globals['_SHARED']._serialized_end=1771
+  _globals['_DRAIN']._serialized_start=1773
+  _globals['_DRAIN']._serialized_end=1798
+  _globals['_DRAINED']._serialized_start=1800
+  _globals['_DRAINED']._serialized_end=1809
+  _globals['_GOODBYE']._serialized_start=1811
+  _globals['_GOODBYE']._serialized_end=1820
+  _globals['_FAREWELL']._serialized_start=1822
+  _globals['_FAREWELL']._serialized_end=1832
 # @@protoc_insertion_point(module_scope)

@@ -6,23 +6,25 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ToServer(_message.Message):
-    __slots__ = ("hello", "proof", "credits", "drain", "goodbye", "results")
+    __slots__ = ("hello", "proof", "credits", "drain", "goodbye", "results", "shared")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     PROOF_FIELD_NUMBER: _ClassVar[int]
     CREDITS_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
     GOODBYE_FIELD_NUMBER: _ClassVar[int]
     RESULTS_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     proof: Proof
     credits: Credits
     drain: Drain
     goodbye: Goodbye
     results: _containers.RepeatedCompositeFieldContainer[Result]
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., credits: _Optional[_Union[Credits, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ...) -> None: ...
+    shared: Shared
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., credits: _Optional[_Union[Credits, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., shared: _Optional[_Union[Shared, _Mapping]] = ...) -> None: ...
 
 class ToReplica(_message.Message):
-    __slots__ = ("challenge", "welcome", "cancel", "load", "drained", "farewell", "refused", "calls")
+    __slots__ = ("challenge", "welcome", "cancel", "load", "drained", "farewell", "refused", "calls", "shared")
     CHALLENGE_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +33,7 @@ class ToReplica(_message.Message):
     FAREWELL_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     CALLS_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
     challenge: Challenge
     welcome: Welcome
     cancel: Cancel
@@ -39,7 +42,8 @@ class ToReplica(_message.Message):
     farewell: Farewell
     refused: Refused
     calls: _containers.RepeatedCompositeFieldContainer[Call]
-    def __init__(self, challenge: _Optional[_Union[Challenge, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., drained: _Optional[_Union[Drained, _Mapping]] = ..., farewell: _Optional[_Union[Farewell, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., calls: _Optional[_Iterable[_Union[Call, _Mapping]]] = ...) -> None: ...
+    shared: Shared
+    def __init__(self, challenge: _Optional[_Union[Challenge, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., drained: _Optional[_Union[Drained, _Mapping]] = ..., farewell: _Optional[_Union[Farewell, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., calls: _Optional[_Iterable[_Union[Call, _Mapping]]] = ..., shared: _Optional[_Union[Shared, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("version", "replica", "model", "credits", "max_batch_size", "nonce")
@@ -160,6 +164,16 @@ class Load(_message.Message):
     waiting: int
     replicas: int
     def __init__(self, waiting: _Optional[int] = ..., replicas: _Optional[int] = ...) -> None: ...
+
+class Shared(_message.Message):
+    __slots__ = ("at", "bytes", "read")
+    AT_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    READ_FIELD_NUMBER: _ClassVar[int]
+    at: int
+    bytes: _containers.RepeatedScalarFieldContainer[int]
+    read: int
+    def __init__(self, at: _Optional[int] = ..., bytes: _Optional[_Iterable[int]] = ..., read: _Optional[int] = ...) -> None: ...
 
 class Drain(_message.Message):
     __slots__ = ("grace_ms",)

@@ -1,0 +1,236 @@
+"""The way of calls and results between a server and a replica on its machine: a Unix socket for headers, shared memory for payload frames.
+
+No thread stands between its ends, and the kernel copies no tensor (docs/adr/0002-direct-path.md). Linux only; ZMQ carries whatever does
+not fit, and everything about the link. An instance belongs to one thread at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import zmq
+
+from inferential.backends.link import pb, size_bytes
+from inferential.types import Buffer
+
+__all__ = ["BACKLOG", "MESSAGE_BYTES", "RING_BYTES", "SHARED_BYTES", "UnixLink", "connect", "introduced", "listen"]
+
+MESSAGE_BYTES = 65_536
+"""Longest header."""
+SHARED_BYTES = 1024 * 1024
+"""Most that the frames of one message may have; libzmq's threads copy what is larger beside the Python."""
+RING_BYTES = 8 * 1024 * 1024
+"""For the frames of each direction. Pages that were never written take no memory, and the first ones are used anew whenever all is read."""
+BACKLOG = 64
+"""Connections that wait to be accepted; one more finds no room."""
+_ALIGNMENT_BYTES = 64
+
+
+class UnixLink:
+    """One end.
+
+    Frames lie in rings, one for each direction, that the replica makes. Who sends a message tells how far it has read the other's ring, so
+    what was read is free again with the next message the other way.
+    """
+
+    def __init__(self, connection: socket.socket, memory: mmap.mmap | None, server: bool) -> None:
+        self._connection: Any = connection
+        self._memory: Any = memory
+        self._view: Any = None if memory is None else memoryview(memory)
+        self._ours = 0 if server else RING_BYTES
+        self._theirs = RING_BYTES - self._ours
+        # Positions only grow; the place of one in its ring is the remainder.
+        self._written = 0
+        self._free = 0
+        """All before this was read by the other end."""
+        self._read = 0
+        self._shared = server and memory is not None
+        """The other end has the memory too: the server by being there, the replica hears of it with the first message."""
+        self._tell = self._shared
+        """The other end has yet to hear of that, or of `_read`."""
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return int(self._connection.fileno())
+
+    def close(self) -> None:
+        """Ends the link for both."""
+        self._connection.close()
+        if self._memory is not None:
+            self._view.release()
+            self._memory.close()
+
+    def send(self, header: bytes, frames: Sequence[Buffer]) -> bool:
+        """Sends a message whole, or not at all: it is too long, or the socket or the memory is full, or the link closed."""
+        at, end, sizes = 0, self._written, []
+        if frames:
+            sizes = list(map(size_bytes, frames))
+            length = sum(map(_aligned, sizes))
+            if not self._shared or length > SHARED_BYTES:
+                return False
+            at = self._place(length)
+            end = at + length
+            if end - self._free > RING_BYTES:
+                return False
+            place = self._ours + at % RING_BYTES
+            for frame, size in zip(frames, sizes, strict=True):
+                self._memory[place : place + size] = frame
+                place += _aligned(size)
+        if frames or self._tell:
+            header += pb.ToReplica(shared=pb.Shared(at=at, bytes=sizes, read=self._read)).SerializeToString()
+        if len(header) > MESSAGE_BYTES:
+            return False
+        try:
+            self._connection.send(header)
+        except OSError:
+            return False
+        self._written = end
+        self._tell = False
+        return True
+
+    def _place(self, length: int) -> int:
+        """The position for so many bytes in one piece."""
+        at = self._written
+        if self._free == at:  # all is read: from the beginning, which is in the processors' caches
+            at = self._written = self._free = _next(at, RING_BYTES)
+        elif at % RING_BYTES + length > RING_BYTES:
+            at = _next(at, RING_BYTES)
+        return at
+
+    def receive(self) -> bytes | None:
+        """The header of a message; None: there is none; empty: the other end is closed."""
+        return _receive(self._connection)
+
+    def frames(self, message: Any) -> list[Any]:
+        """Copies of the payload frames of a message that was received. To be called for each, in order."""
+        if not message.HasField("shared"):
+            return []
+        shared = message.shared
+        self._shared = self._memory is not None
+        if self._free < shared.read <= self._written:
+            self._free = shared.read
+        frames = []
+        at = shared.at
+        for size in shared.bytes:
+            place = self._theirs + at % RING_BYTES
+            frames.append(zmq.Frame(self._view[place : place + size], copy=True))
+            at += _aligned(size)
+        if frames:
+            self._read = at
+            self._tell = True
+        return frames
+
+
+def listen(name: str) -> socket.socket | None:
+    """A Unix socket in the abstract namespace; None where there can be none."""
+
+    def prepare(made: socket.socket) -> None:
+        made.bind("\0" + name)
+        made.listen(BACKLOG)
+
+    return _socket(prepare)
+
+
+def connect(name: str, key: bytes) -> UnixLink | None:
+    """Connects to one, says who this is and shares memory with it; None where that cannot be done at once."""
+    memory, descriptor = _new_memory()
+
+    def prepare(made: socket.socket) -> None:
+        made.connect("\0" + name)
+        socket.send_fds(made, [key], [] if memory is None else [descriptor])
+
+    connection = _socket(prepare)
+    if memory is not None:
+        os.close(descriptor)
+    if connection is not None:
+        return UnixLink(connection, memory, server=False)
+    if memory is not None:
+        memory.close()
+    return None
+
+
+def introduced(connection: socket.socket, known: Callable[[bytes], bool]) -> tuple[bytes | None, UnixLink | None]:
+    """What `connect` said at the other end, as `UnixLink.receive` gives it, and this end of the link if it is known."""
+    try:
+        key, descriptors, _, _ = socket.recv_fds(connection, MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+    except BlockingIOError:
+        return None, None
+    except OSError:
+        return b"", None
+    try:
+        if not known(key):
+            return key, None
+        return key, UnixLink(connection, _map(descriptors[0]) if descriptors else None, server=True)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _socket(prepare: Callable[[socket.socket], None]) -> socket.socket | None:
+    """One that was prepared; None where that failed."""
+    with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+        made = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK))
+        prepare(made)
+        stack.pop_all()
+        return made
+    return None
+
+
+def _receive(connection: socket.socket) -> bytes | None:
+    try:
+        return connection.recv(MESSAGE_BYTES)
+    except BlockingIOError:
+        return None
+    except ConnectionResetError:  # the other end had not read all; said once, and before what came from it earlier
+        return _receive(connection)
+    except OSError:
+        return b""
+
+
+def _new_memory() -> tuple[mmap.mmap | None, int]:
+    """Memory whose size nobody can change any more, and its descriptor; None where there is none to be had."""
+    with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+        descriptor = os.memfd_create("inferential-frames", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        stack.callback(os.close, descriptor)
+        os.ftruncate(descriptor, 2 * RING_BYTES)
+        _seal(descriptor)
+        memory = _map(descriptor)
+        if memory is not None:
+            stack.pop_all()
+            return memory, descriptor
+    return None, -1
+
+
+def _map(descriptor: int) -> mmap.mmap | None:
+    """The memory behind a descriptor; None where it is not what `_new_memory` makes."""
+    with contextlib.suppress(OSError, ValueError):
+        # Memory that its maker could make smaller would be a way to end this process: to touch what is gone raises SIGBUS.
+        if os.fstat(descriptor).st_size == 2 * RING_BYTES and _is_sealed(descriptor):
+            return mmap.mmap(descriptor, 2 * RING_BYTES)
+    return None
+
+
+def _seal(descriptor: int) -> None:
+    import fcntl  # not everywhere
+
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+
+
+def _is_sealed(descriptor: int) -> bool:
+    import fcntl
+
+    seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+    return fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & seals == seals
+
+
+def _next(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def _aligned(size: int) -> int:
+    return _next(size, _ALIGNMENT_BYTES)
