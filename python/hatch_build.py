@@ -30,7 +30,6 @@ COMPILED = [
     "backends/link.py",
     "backends/local.py",
     "backends/unix_link.py",
-    "backends/shared_memory.py",
     "client/core.py",
     "client/reply.py",
     "client/session.py",

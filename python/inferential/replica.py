@@ -624,18 +624,20 @@ class ReplicaLinks:
         for _ in range(BURST):
             if server.unix is None:
                 return False
-            header = server.unix.receive()
-            if header is None:
-                return False
-            if not header:
+            try:
+                received = server.unix.receive()
+            except unix_link.LinkClosedError as e:
+                logger.info("%s: link to server %s: %s", self._identity.replica, server.endpoint.server, e)
                 # The server is gone, which ZMQ will say too, or has forgotten this replica, though the connection stands.
                 self._close_unix(server)
                 if server.attached and not self._draining:
                     self._detach(server)
                     self._greet(server)
                 return False
-            message = pb.ToReplica.FromString(header)
-            self._take(server, message.calls, server.unix.frames(message))
+            if received is None:
+                return False
+            message, frames = received
+            self._take(server, message.calls, frames)
             if self._in_hand <= 2 and not all_of_it:
                 return False  # if there is more, the next poll says so
         return True
@@ -760,8 +762,10 @@ class ReplicaLinks:
             if headers:
                 # Protobuf reads messages one after the other as one message with all their repeated fields.
                 header = b"".join(headers)
-                if server.unix is not None and server.unix.send(header, frames):
-                    continue
+                if server.unix is not None:
+                    if server.unix.send(header, frames):
+                        continue
+                    server.unix.tell()
                 server.unsure = True
                 try:
                     link.send(server.socket, header, frames)

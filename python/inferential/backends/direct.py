@@ -230,8 +230,10 @@ class DirectPath:
         peer.outbox, peer.outbox_frames = [], []
         # Protobuf reads messages one after the other as one message with all their repeated fields.
         header = b"".join([header for _, header in calls])
-        if peer.unix is not None and not peer.zmq_calls and peer.unix.send(header, frames):
-            return
+        if peer.unix is not None:
+            if not peer.zmq_calls and peer.unix.send(header, frames):
+                return
+            peer.unix.tell()
         peer.zmq_calls.update([call_id for call_id, _ in calls])
         self._sent = True
         try:
@@ -450,26 +452,24 @@ class DirectPath:
     def _read_unix(self, peer: _Peer) -> None:
         """Reads results; all that are there while calls are not answered."""
         while peer.unix is not None:
-            header = peer.unix.receive()
-            if header is None:
-                return
-            if not header:
+            try:
+                received = peer.unix.receive()
+            except unix_link.LinkClosedError as e:
                 # Its process has ended, which ZMQ will say too, or it will attach anew: nobody waits for what it had not read.
                 self._close_unix(peer)
-                self._loop.call_later(CLOSED_S, self._closed, peer)
+                self._loop.call_later(CLOSED_S, self._closed, peer, str(e))
                 return
-            try:
-                message = pb.ToServer.FromString(header)
-            except Exception:  # not one of ours
-                continue
-            self._take(peer, message.results, peer.unix.frames(message))
+            if received is None:
+                return
+            message, frames = received
+            self._take(peer, message.results, frames)
             if not self._awaited:
                 return  # nothing more can come of use, and an attempt that fails costs an exception
 
-    def _closed(self, peer: _Peer) -> None:
+    def _closed(self, peer: _Peer, reason: str) -> None:
         """Its Unix socket was closed a while ago."""
         if self._peers.get(peer.routing_id) is peer:
-            self._gone(peer, "its Unix socket was closed")
+            self._gone(peer, reason)
             self._say(peer, pb.ToReplica(refused=pb.Refused(reason=NOT_ATTACHED)))
 
     def _close_unix(self, peer: _Peer) -> None:

@@ -7,18 +7,27 @@ not fit, and everything about the link. An instance belongs to one thread at a t
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import os
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import zmq
-
 from inferential.backends.link import pb, size_bytes
 from inferential.types import Buffer
 
-__all__ = ["BACKLOG", "MESSAGE_BYTES", "RING_BYTES", "SHARED_BYTES", "UnixLink", "connect", "introduced", "listen"]
+__all__ = [
+    "BACKLOG",
+    "MESSAGE_BYTES",
+    "RING_BYTES",
+    "SHARED_BYTES",
+    "LinkClosedError",
+    "UnixLink",
+    "connect",
+    "introduced",
+    "listen",
+]
 
 MESSAGE_BYTES = 65_536
 """Longest header."""
@@ -29,6 +38,15 @@ RING_BYTES = 8 * 1024 * 1024
 BACKLOG = 64
 """Connections that wait to be accepted; one more finds no room."""
 _ALIGNMENT_BYTES = 64
+_LAST_POSITION = 2**63
+# Of Linux. A Python that was built for an older libc has no names for them, nor `os.memfd_create`.
+_MFD_CLOEXEC, _MFD_ALLOW_SEALING = 1, 2
+_F_ADD_SEALS, _F_GET_SEALS = 1033, 1034
+_F_SEAL_SEAL, _F_SEAL_SHRINK, _F_SEAL_GROW = 1, 2, 4
+
+
+class LinkClosedError(Exception):
+    """The other end has closed the link, or sent what makes no sense."""
 
 
 class UnixLink:
@@ -41,7 +59,7 @@ class UnixLink:
     def __init__(self, connection: socket.socket, memory: mmap.mmap | None, server: bool) -> None:
         self._connection: Any = connection
         self._memory: Any = memory
-        self._view: Any = None if memory is None else memoryview(memory)
+        self._incoming: Any = pb.ToServer if server else pb.ToReplica
         self._ours = 0 if server else RING_BYTES
         self._theirs = RING_BYTES - self._ours
         # Positions only grow; the place of one in its ring is the remainder.
@@ -62,36 +80,46 @@ class UnixLink:
         """Ends the link for both."""
         self._connection.close()
         if self._memory is not None:
-            self._view.release()
             self._memory.close()
 
     def send(self, header: bytes, frames: Sequence[Buffer]) -> bool:
         """Sends a message whole, or not at all: it is too long, or the socket or the memory is full, or the link closed."""
         at, end, sizes = 0, self._written, []
-        if frames:
-            sizes = list(map(size_bytes, frames))
-            length = sum(map(_aligned, sizes))
-            if not self._shared or length > SHARED_BYTES:
-                return False
-            at = self._place(length)
-            end = at + length
-            if end - self._free > RING_BYTES:
-                return False
-            place = self._ours + at % RING_BYTES
-            for frame, size in zip(frames, sizes, strict=True):
-                self._memory[place : place + size] = frame
-                place += _aligned(size)
-        if frames or self._tell:
-            header += pb.ToReplica(shared=pb.Shared(at=at, bytes=sizes, read=self._read)).SerializeToString()
-        if len(header) > MESSAGE_BYTES:
-            return False
         try:
+            if frames:
+                sizes = list(map(size_bytes, frames))
+                length = sum(map(_aligned, sizes))
+                if not self._shared or length > SHARED_BYTES:
+                    return False
+                at = self._place(length)
+                end = at + length
+                if end - self._free > RING_BYTES:
+                    return False
+                place = self._ours + at % RING_BYTES
+                for frame, size in zip(frames, sizes, strict=True):
+                    self._memory[place : place + size] = frame
+                    place += _aligned(size)
+            if frames or self._tell:
+                header += self._position(at, sizes)
+            if len(header) > MESSAGE_BYTES:
+                return False
             self._connection.send(header)
-        except OSError:
+        except (OSError, ValueError, BufferError):
             return False
         self._written = end
         self._tell = False
         return True
+
+    def tell(self) -> None:
+        """To be called where messages go another way: tells how far the ring was read if the other end has yet to hear of it."""
+        if self._tell:
+            with contextlib.suppress(OSError):
+                self._connection.send(self._position(0, ()))
+                self._tell = False
+
+    def _position(self, at: int, sizes: Sequence[int]) -> bytes:
+        # The same in either direction.
+        return pb.ToReplica(shared=pb.Shared(at=at, bytes=sizes, read=self._read)).SerializeToString()
 
     def _place(self, length: int) -> int:
         """The position for so many bytes in one piece."""
@@ -102,27 +130,49 @@ class UnixLink:
             at = _next(at, RING_BYTES)
         return at
 
-    def receive(self) -> bytes | None:
-        """The header of a message; None: there is none; empty: the other end is closed."""
-        return _receive(self._connection)
+    def receive(self) -> tuple[Any, list[bytes]] | None:
+        """A message and copies of its payload frames; None: there is none.
 
-    def frames(self, message: Any) -> list[Any]:
-        """Copies of the payload frames of a message that was received. To be called for each, in order."""
-        if not message.HasField("shared"):
-            return []
-        shared = message.shared
+        Raises:
+            LinkClosedError: there will be no more.
+        """
+        header = _receive(self._connection)
+        if header is None:
+            return None
+        if not header:
+            raise LinkClosedError("its Unix socket was closed")
+        try:
+            message = self._incoming.FromString(header)
+        except Exception:
+            raise LinkClosedError("what came from its Unix socket is no message") from None
+        return message, self._frames(message.shared) if message.HasField("shared") else []
+
+    def _frames(self, shared: Any) -> list[bytes]:
+        sizes = shared.bytes
         self._shared = self._memory is not None
         if self._free < shared.read <= self._written:
             self._free = shared.read
-        frames = []
+        if not sizes:
+            return []
+        length = sum(map(_aligned, sizes))
         at = shared.at
-        for size in shared.bytes:
-            place = self._theirs + at % RING_BYTES
-            frames.append(zmq.Frame(self._view[place : place + size], copy=True))
-            at += _aligned(size)
-        if frames:
-            self._read = at
-            self._tell = True
+        if (
+            self._memory is None
+            or at < self._read
+            or at >= _LAST_POSITION
+            or length > SHARED_BYTES
+            or at % RING_BYTES + length > RING_BYTES
+        ):
+            raise LinkClosedError(
+                f"{len(sizes)} frames of {length} bytes at position {at} of its ring, read up to {self._read}, cannot be"
+            )
+        place = self._theirs + at % RING_BYTES
+        frames = []
+        for size in sizes:
+            frames.append(self._memory[place : place + size])
+            place += _aligned(size)
+        self._read = at + length
+        self._tell = True
         return frames
 
 
@@ -155,7 +205,7 @@ def connect(name: str, key: bytes) -> UnixLink | None:
 
 
 def introduced(connection: socket.socket, known: Callable[[bytes], bool]) -> tuple[bytes | None, UnixLink | None]:
-    """What `connect` said at the other end, as `UnixLink.receive` gives it, and this end of the link if it is known."""
+    """What `connect` said at the other end (None: nothing so far; empty: it is closed), and this end of the link if that is known."""
     try:
         key, descriptors, _, _ = socket.recv_fds(connection, MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
     except BlockingIOError:
@@ -194,38 +244,31 @@ def _receive(connection: socket.socket) -> bytes | None:
 
 def _new_memory() -> tuple[mmap.mmap | None, int]:
     """Memory whose size nobody can change any more, and its descriptor; None where there is none to be had."""
-    with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-        descriptor = os.memfd_create("inferential-frames", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        stack.callback(os.close, descriptor)
-        os.ftruncate(descriptor, 2 * RING_BYTES)
-        _seal(descriptor)
-        memory = _map(descriptor)
-        if memory is not None:
-            stack.pop_all()
-            return memory, descriptor
+    import fcntl  # not everywhere
+
+    with contextlib.ExitStack() as stack, contextlib.suppress(OSError, AttributeError):
+        descriptor = ctypes.CDLL(None).memfd_create(b"inferential-frames", _MFD_CLOEXEC | _MFD_ALLOW_SEALING)
+        if descriptor >= 0:
+            stack.callback(os.close, descriptor)
+            os.ftruncate(descriptor, 2 * RING_BYTES)
+            fcntl.fcntl(descriptor, _F_ADD_SEALS, _F_SEAL_SHRINK | _F_SEAL_GROW | _F_SEAL_SEAL)
+            memory = _map(descriptor)
+            if memory is not None:
+                stack.pop_all()
+                return memory, descriptor
     return None, -1
 
 
 def _map(descriptor: int) -> mmap.mmap | None:
     """The memory behind a descriptor; None where it is not what `_new_memory` makes."""
-    with contextlib.suppress(OSError, ValueError):
-        # Memory that its maker could make smaller would be a way to end this process: to touch what is gone raises SIGBUS.
-        if os.fstat(descriptor).st_size == 2 * RING_BYTES and _is_sealed(descriptor):
-            return mmap.mmap(descriptor, 2 * RING_BYTES)
-    return None
-
-
-def _seal(descriptor: int) -> None:
-    import fcntl  # not everywhere
-
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-
-
-def _is_sealed(descriptor: int) -> bool:
     import fcntl
 
-    seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-    return fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & seals == seals
+    with contextlib.suppress(OSError, ValueError):
+        # Memory that its maker could make smaller would be a way to end this process: to touch what is gone raises SIGBUS.
+        sealed = fcntl.fcntl(descriptor, _F_GET_SEALS) & _F_SEAL_SHRINK
+        if sealed and os.fstat(descriptor).st_size == 2 * RING_BYTES:
+            return mmap.mmap(descriptor, 2 * RING_BYTES)
+    return None
 
 
 def _next(value: int, multiple: int) -> int:

@@ -10,12 +10,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import numpy as np
 import pytest
 import zmq
+from google.protobuf.message import DecodeError
 
 from inferential import replica as replica_module
 from inferential.backends import cluster, direct, link, unix_link
@@ -50,6 +51,8 @@ async def server(store: Store, config: InferentialConfig | None = None) -> Async
     config.dispatch.health_timeout_ms = 60_000.0
     path = DirectPath(config, ["m"], driver)
     driver.backend = path  # type: ignore[assignment]
+    raised: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(context))
     path.open()
     store.data[link.SERVERS + path.server] = path.endpoint("here").to_json()
     try:
@@ -57,6 +60,7 @@ async def server(store: Store, config: InferentialConfig | None = None) -> Async
     finally:
         path.close()
         del store.data[link.SERVERS + path.server]
+    assert not raised
 
 
 @asynccontextmanager
@@ -669,7 +673,7 @@ def test_lost_link_is_made_anew(store: Store) -> None:
 
 
 class Tap:
-    """Stands between a server and its end of a Unix socket; counts messages, and is full when told to be."""
+    """Stands between a server and its end of a Unix socket; counts calls and results, and is full when told to be."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -680,12 +684,13 @@ class Tap:
     def send(self, message: bytes) -> int:
         if self.full:
             raise BlockingIOError
-        self.sent += 1
+        self.sent += len(link.pb.ToReplica.FromString(message).calls)
         return int(self._connection.send(message))
 
     def recv(self, size: int) -> bytes:
         data: bytes = self._connection.recv(size)
-        self.received += bool(data)
+        with suppress(DecodeError):
+            self.received += len(link.pb.ToServer.FromString(data).results)
         return data
 
 
@@ -739,8 +744,8 @@ def test_what_fits_goes_through_the_unix_socket(store: Store, kind: type[Mirror]
 
 
 @linux
-@pytest.mark.parametrize("whose", ["the server's", "the replica's"])
-def test_a_unix_socket_that_is_closed_ends_the_link(store: Store, whose: str) -> None:
+@pytest.mark.parametrize("how", ["by the server", "by the replica", "after nonsense from the replica"])
+def test_a_unix_socket_that_is_closed_ends_the_link(store: Store, how: str) -> None:
     """And a new one is made. The call under way has one outcome."""
 
     async def main() -> None:
@@ -749,12 +754,15 @@ def test_a_unix_socket_that_is_closed_ends_the_link(store: Store, whose: str) ->
             path: Any = driver.backend
             under_way = driver.start_call(r, [driver.request("m", s=1.5)])
             peer = path._replicas["r"]
-            if whose == "the server's":
+            if how == "by the server":
                 path._close_unix(peer)
             else:
                 (theirs,) = links._servers.values()
                 await driver.until(lambda: theirs.jobs)  # it has come
-                links._command(lambda: links._close_unix(theirs))
+                if how == "by the replica":
+                    links._command(lambda: links._close_unix(theirs))
+                else:
+                    links._command(lambda: theirs.unix.send(b"\xff\xff", []))
             outcome = await driver.outcome(under_way)
             assert isinstance(outcome, CallError), outcome
             again, tap = await tapped(driver)

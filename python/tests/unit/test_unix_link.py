@@ -13,13 +13,14 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inferential.backends import unix_link
 from inferential.backends.link import pb
-from inferential.backends.unix_link import RING_BYTES, SHARED_BYTES, UnixLink
+from inferential.backends.unix_link import RING_BYTES, SHARED_BYTES, LinkClosedError, UnixLink
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the abstract namespace is Linux's")
 
@@ -57,15 +58,16 @@ def linked() -> Iterator[tuple[UnixLink, UnixLink]]:
 
 def take(end: UnixLink) -> tuple[int, list[bytes]] | None:
     """A message: its number and its frames."""
-    header = end.receive()
-    if header is None:
+    received = end.receive()
+    if received is None:
         return None
-    message = pb.ToReplica.FromString(header)
-    frames = [frame.bytes for frame in end.frames(message)]
-    return message.calls[0].id, frames
+    message, frames = received
+    (numbered,) = message.calls if isinstance(message, pb.ToReplica) else message.results
+    return numbered.id, frames
 
 
 def header(number: int) -> bytes:
+    """Calls and results have the same fields for it."""
     return pb.ToReplica(calls=[pb.Call(id=number)]).SerializeToString()
 
 
@@ -204,6 +206,9 @@ def test_without_proper_memory_messages_without_frames_go_all_the_same(what: str
         assert not ours.send(header(1), [b"frame"])
         assert ours.send(header(2), [])
         assert theirs.recv(1000) == header(2)
+        theirs.send(header(3) + pb.ToServer(shared=pb.Shared(at=0, bytes=[64])).SerializeToString())
+        with pytest.raises(LinkClosedError, match="cannot be"):
+            ours.receive()
 
 
 def test_a_stranger_leaves_nothing_open() -> None:
@@ -214,7 +219,8 @@ def test_a_stranger_leaves_nothing_open() -> None:
         connection = accept(listening)
         assert unix_link.introduced(connection, lambda _: False) == (b"no key of anybody's", None)
         connection.close()
-        assert stranger.receive() == b""
+        with pytest.raises(LinkClosedError):
+            stranger.receive()
         assert not stranger.send(header(1), [])
         stranger.close()
         assert len(os.listdir("/proc/self/fd")) == before
@@ -239,9 +245,88 @@ def test_what_came_before_it_was_closed_is_read() -> None:
     """Also where the one who closed it had not read all: that is an error, which Linux reports first."""
     with linked() as (ours, theirs):
         assert ours.receive() is None
-        assert ours.send(b"a call that nobody reads", [])
-        assert theirs.send(b"result 1", [])
-        assert theirs.send(b"result 2", [])
+        assert ours.send(header(1), [])
+        assert take(theirs) == (1, [])
+        assert ours.send(header(2), [b"nobody reads this"])
+        assert theirs.send(header(1), [b"result 1"])
+        assert theirs.send(header(2), [b"result 2"])
         theirs.close()
-        assert [ours.receive() for _ in range(4)] == [b"result 1", b"result 2", b"", b""]
-        assert not ours.send(b"too late", [])
+        assert [take(ours) for _ in range(2)] == [(1, [b"result 1"]), (2, [b"result 2"])]
+        for _ in range(2):
+            with pytest.raises(LinkClosedError, match="closed"):
+                ours.receive()
+        assert not ours.send(header(3), [])
+
+
+def test_frames_outlive_the_link() -> None:
+    """A model keeps an observation, a client that is slow has its answer to come: neither keeps memory mapped or a descriptor open."""
+    before = len(os.listdir("/proc/self/fd"))
+    with linked() as (ours, theirs):
+        assert ours.send(header(1), [b"a" * 10_000, b"b"])
+        received = theirs.receive()
+    assert received is not None
+    assert received[1] == [b"a" * 10_000, b"b"]
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_other_end_hears_of_what_was_read_though_messages_go_another_way() -> None:
+    with linked() as (ours, theirs):
+        frame = bytes(SHARED_BYTES)
+        for n in range(3 * RING_BYTES // SHARED_BYTES):
+            assert ours.send(header(n), [frame])
+            assert take(theirs) == (n, [frame])
+            assert not theirs.send(header(n), [frame, frame])
+            theirs.tell()
+            theirs.tell()  # it has
+            received = ours.receive()
+            assert received is not None
+            assert not received[0].results
+            assert ours.receive() is None
+
+
+@pytest.mark.parametrize("frame", [memoryview(bytes(10))[::2], memoryview(np.zeros((4, 3), np.uint8).T)])
+def test_what_cannot_be_copied_is_left_to_others(frame: Any) -> None:
+    with linked() as (ours, theirs):
+        assert not ours.send(header(1), [frame])
+        assert ours.send(header(2), [np.arange(3, dtype=np.float32).data])
+        assert take(theirs) == (2, [np.arange(3, dtype=np.float32).tobytes()])
+
+
+@pytest.mark.parametrize(
+    "shared",
+    [
+        {"at": RING_BYTES - 64, "bytes": [1000]},
+        {"at": 2**64 - 64, "bytes": [64]},
+        {"at": 0, "bytes": [64]},  # it was read
+        {"at": 64, "bytes": [2**63]},
+        {"at": 64, "bytes": [SHARED_BYTES + 1]},
+        {"at": 64, "bytes": [64] * (SHARED_BYTES // 64 + 1)},
+    ],
+)
+def test_a_message_with_impossible_frames_ends_the_link(shared: dict[str, Any]) -> None:
+    with linked() as (ours, theirs):
+        assert ours.send(header(1), [])
+        assert take(theirs) == (1, [])
+        assert theirs.send(header(1), [bytes(64)])
+        assert take(ours) == (1, [bytes(64)])
+        assert theirs.send(header(2) + pb.ToServer(shared=pb.Shared(**shared)).SerializeToString(), [])
+        with pytest.raises(LinkClosedError, match="cannot be"):
+            ours.receive()
+        assert ours.send(header(2), [bytes(64)])  # that did not spoil what this end tells
+
+
+def test_what_is_no_message_ends_the_link() -> None:
+    with linked() as (ours, theirs):
+        assert theirs.send(b"\xff\xff", [])
+        with pytest.raises(LinkClosedError, match="no message"):
+            ours.receive()
+
+
+def test_positions_that_were_never_written_are_not_believed() -> None:
+    with linked() as (ours, theirs):
+        assert theirs.send(header(1) + pb.ToServer(shared=pb.Shared(read=10**9)).SerializeToString(), [])
+        assert take(ours) == (1, [])
+        sent = 0
+        while ours.send(header(sent), [bytes(SHARED_BYTES)]):
+            sent += 1
+        assert sent == RING_BYTES // SHARED_BYTES
