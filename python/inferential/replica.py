@@ -978,7 +978,9 @@ class ReplicaLinks:
 
     def _encode(self, job: _Job, result: CallResult) -> tuple[_Job, bytes, list[Any]]:
         message = pb.ToServer()
-        sent = message.results.add(id=job.id, inference_ms=result.inference_s * 1e3)
+        sent = message.results.add()
+        sent.id = job.id
+        sent.inference_ms = result.inference_s * 1e3
         if job.ahead_s is not None:
             sent.ahead_ms = job.ahead_s * 1e3
         frames: list[Any] = []
