@@ -36,7 +36,7 @@ STAGES: dict[str, list[tuple[Any, list[str]]]] = {
         (Engine, ["submit", "complete", "advance", "take_calls", "take_outcomes", "take_abandoned", "next_wakeup"])
     ],
     "dispatch": [(DirectPath, ["dispatch"]), (LocalBackend, ["dispatch"])],
-    "result": [(DirectPath, ["_readable"])],
+    "result": [(DirectPath, ["_readable", "_unix_readable"])],
     "model (inline)": [(ModelCall, ["run"])],
     "encode": [(wire, ["encode_response"])],
     "send": [(Transport, ["send", "check_readable"])],
