@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import zmq
 import zmq.utils.monitor
 
+from inferential.config.load import with_transport
 from inferential.config.schema import TransportConfig
 from inferential.errors import ConfigError
 from inferential.types import COPIED_BYTES, MAX_TENSORS, Buffer
@@ -138,7 +139,7 @@ class Transport:
         self._is_open = self._is_receiving = True
 
     def _open_socket(self) -> None:
-        bind = self._config.bind
+        bind = with_transport(self._config.bind)
         socket = self._context.socket(zmq.ROUTER)
         self._socket: Any = socket  # its methods' types are those of every option and every kind of socket
         # pyzmq's own send only looks for options that are never given here, which takes as long as sending.

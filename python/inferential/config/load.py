@@ -128,8 +128,13 @@ def check_name(where: str, name: str) -> None:
         raise ConfigError(f"{where}: {name!r} is no name; use 1 to {MAX_NAME_BYTES} bytes of text")
 
 
+def with_transport(endpoint: str) -> str:
+    """The endpoint, where it names no transport as one of TCP."""
+    return endpoint if "://" in endpoint else f"tcp://{endpoint}"
+
+
 def _check_endpoint(bind: str) -> None:
-    transport, _, address = bind.partition("://")
+    transport, _, address = with_transport(bind).partition("://")
     if transport == "ipc" and address:
         return
     host, _, port = address.rpartition(":")

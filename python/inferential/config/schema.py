@@ -23,7 +23,7 @@ class TransportConfig(Settings):
     """The socket that clients reach."""
 
     bind: str = "tcp://127.0.0.1:5555"
-    """Endpoint; port 0 or * picks a free one (`server.endpoint` tells which)."""
+    """Endpoint, of which `tcp://` may be left out; port 0 or * picks a free one (`server.endpoint` tells which)."""
     max_message_bytes: Bytes = 256 * 1024 * 1024
     """A larger frame costs its sender the connection, more in several a refusal once they are read; bounds decoded images too."""
     outbound_queue_messages: Count = 10_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import re
 import signal
 import socket
 import subprocess
@@ -692,6 +693,16 @@ def test_bind_errors_say_what_is_wrong() -> None:
                 Server(models={"echo": echo}, bind=bind).run_in_thread(),
             ):
                 pass
+
+
+@pytest.mark.parametrize(
+    ("bind", "endpoint"), [("localhost:0", r"tcp://127\.0\.0\.1:\d+"), ("[::1]:*", r"tcp://\[::1\]:\d+")]
+)
+def test_bind_without_a_transport_is_tcp_as_at_clients(bind: str, endpoint: str) -> None:
+    with Server(models={"echo": local(echo, inline=True)}, bind=bind).run_in_thread() as server:
+        assert re.fullmatch(endpoint, server.endpoint)
+        with RawPeer(server.endpoint, ipv6=1) as peer:
+            assert peer.ask().status == Status.OK
 
 
 def test_a_public_bind_warns_in_one_line_and_loopback_does_not(caplog: pytest.LogCaptureFixture) -> None:
