@@ -196,10 +196,11 @@ class DirectPath:
             return
         now = time.monotonic()
         message = pb.ToReplica()
-        sent = message.calls.add(id=call.id)
+        sent = message.calls.add()  # field by field, as protobuf is slower with keywords
+        sent.id = call.id
         frames: list[Any] = []
         for request in call.requests:
-            item = sent.items.add()  # field by field, as protobuf is slower with keywords
+            item = sent.items.add()
             item.envelope = bytes(request.frames[0])
             if request.expiry < 1e12:
                 item.remaining_ms = max((request.expiry - now) * 1e3, 0.001)
